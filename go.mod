@@ -1,0 +1,3 @@
+module github.com/hsmkey/hsmkey
+
+go 1.26

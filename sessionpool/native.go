@@ -1,0 +1,113 @@
+package sessionpool
+
+/*
+#cgo !windows LDFLAGS: -ldl
+#include <dlfcn.h>
+#include <stdlib.h>
+
+typedef unsigned long hk_ulong;
+
+// The head of CK_FUNCTION_LIST (PKCS#11 v2.40, 3.6): a two-byte version and
+// the functions in the order of pkcs11f.h, of which we call two directly.
+typedef struct {
+	unsigned char version[2];
+	void *fn[44];
+} hk_functions;
+
+enum { HK_SIGN_INIT = 42, HK_SIGN = 43 };
+
+typedef struct {
+	hk_ulong mechanism;
+	void *parameter;
+	hk_ulong parameter_len;
+} hk_mechanism;
+
+typedef hk_ulong (*hk_get_function_list)(hk_functions **);
+typedef hk_ulong (*hk_sign_init)(hk_ulong, hk_mechanism *, hk_ulong);
+typedef hk_ulong (*hk_sign)(hk_ulong, unsigned char *, hk_ulong, unsigned char *, hk_ulong *);
+
+// hk_open loads a library and finds its function list. On failure it returns
+// NULL and says why in *why, which stays valid until the next dl call.
+static hk_functions *hk_open(const char *path, const char **why) {
+	void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	if (lib == NULL) {
+		*why = dlerror();
+		return NULL;
+	}
+	hk_get_function_list get = (hk_get_function_list)dlsym(lib, "C_GetFunctionList");
+	hk_functions *list = NULL;
+	if (get == NULL || get(&list) != 0 || list == NULL) {
+		*why = "it is not a PKCS#11 library: no usable C_GetFunctionList";
+		dlclose(lib);
+		return NULL;
+	}
+	return list;
+}
+
+// hk_sign_single writes the signature to sig and its length to *sig_len.
+static hk_ulong hk_sign_single(hk_functions *f, hk_ulong session,
+		hk_ulong mechanism, void *parameter, hk_ulong parameter_len,
+		hk_ulong key, unsigned char *data, hk_ulong data_len,
+		unsigned char *sig, hk_ulong *sig_len) {
+	hk_mechanism m = { mechanism, parameter, parameter_len };
+	hk_ulong rv = ((hk_sign_init)f->fn[HK_SIGN_INIT])(session, &m, key);
+	if (rv != 0)
+		return rv;
+	return ((hk_sign)f->fn[HK_SIGN])(session, data, data_len, sig, sig_len);
+}
+*/
+import "C"
+
+import (
+	"runtime"
+	"slices"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// native is a loaded PKCS#11 library: miekg's binding, plus the one call that
+// is on the path of every token. A library is never unloaded: its threads and
+// at-exit handlers may outlive C_Finalize.
+type native struct {
+	*pkcs11.Ctx
+	functions *C.hk_functions
+}
+
+var _ Module = (*native)(nil)
+
+// openNative loads the library at path. miekg's loader says neither why a
+// library does not load nor whether it has a function list, so ours looks
+// first.
+func openNative(path string) (*native, error) {
+	// dlerror is a thread's own.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	cpath := C.CString(path)
+	defer C.free(unsafe.Pointer(cpath))
+	var why *C.char
+	functions := C.hk_open(cpath, &why)
+	if functions == nil {
+		return nil, fail(ErrConfig, nil, "cannot load the PKCS#11 library %s: %s", path, C.GoString(why))
+	}
+	ctx := pkcs11.New(path)
+	if ctx == nil {
+		return nil, fail(ErrConfig, nil, "cannot load the PKCS#11 library %s", path)
+	}
+	return &native{Ctx: ctx, functions: functions}, nil
+}
+
+func (n *native) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
+	start := len(dst)
+	dst = slices.Grow(dst, size)[:start+size]
+	length := C.hk_ulong(size)
+	rv := C.hk_sign_single(n.functions, C.hk_ulong(h),
+		C.hk_ulong(m.Mechanism), unsafe.Pointer(unsafe.SliceData(m.Parameter)), C.hk_ulong(len(m.Parameter)),
+		C.hk_ulong(key), (*C.uchar)(unsafe.SliceData(data)), C.hk_ulong(len(data)),
+		(*C.uchar)(unsafe.SliceData(dst[start:])), &length)
+	if rv != 0 {
+		return nil, pkcs11.Error(rv)
+	}
+	return dst[:start+int(length)], nil
+}
