@@ -62,7 +62,7 @@ func New(tb testing.TB, labels ...string) *HSM {
 // alone: it is for other processes, which get it by Env, Serve or Remote.
 func NewDetached(tb testing.TB, labels ...string) *HSM {
 	tb.Helper()
-	h, err := Create(tb.TempDir(), labels...)
+	h, err := Create(tempDir(tb), labels...)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -74,6 +74,9 @@ func NewDetached(tb testing.TB, labels ...string) *HSM {
 func Create(dir string, labels ...string) (*HSM, error) {
 	if len(labels) == 0 {
 		labels = []string{DefaultLabel}
+	}
+	if strings.ContainsAny(dir, "#\n") {
+		return nil, fmt.Errorf("testhsm: SoftHSM2 takes the rest of %q for a comment: use another directory", dir)
 	}
 	module := ModulePath()
 	if module == "" {
@@ -180,11 +183,28 @@ func privateCopy(tb testing.TB, library string) string {
 	if err != nil {
 		tb.Fatalf("testhsm: %v", err)
 	}
-	path := filepath.Join(tb.TempDir(), filepath.Base(library))
+	path := filepath.Join(tempDir(tb), filepath.Base(library))
 	if err := os.WriteFile(path, content, 0o700); err != nil {
 		tb.Fatalf("testhsm: %v", err)
 	}
 	return path
+}
+
+// tempDir makes a directory that lives as long as the test. Other than that of
+// tb.TempDir its name does not contain the test's: that may be too long for a
+// socket (107 bytes), and a subtest's "#" starts a comment in softhsm2.conf.
+func tempDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "hsm")
+	if err != nil {
+		tb.Fatalf("testhsm: %v", err)
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Errorf("testhsm: %v", err)
+		}
+	})
+	return dir
 }
 
 // program finds an executable, also in the directories for administrators, which

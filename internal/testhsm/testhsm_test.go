@@ -132,6 +132,13 @@ func TestEnvPointsAChildToTheToken(t *testing.T) {
 	}
 }
 
+func TestADirectoryThatSoftHSM2WouldMisreadIsRefused(t *testing.T) {
+	_, err := testhsm.Create("/tmp/with#comment")
+	if err == nil || !strings.Contains(err.Error(), "with#comment") {
+		t.Errorf("Create = %v, want an error that names the directory", err)
+	}
+}
+
 func TestATokenLabelThatIsTooLongIsReported(t *testing.T) {
 	_, err := testhsm.Create(t.TempDir(), strings.Repeat("x", 33))
 	if err == nil || !strings.Contains(err.Error(), "xxx") {
