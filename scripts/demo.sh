@@ -1,0 +1,61 @@
+#!/bin/sh
+# demo.sh: the main job from end to end. It makes a private token, generates keys
+# in it, signs a JWT with each, and lets three programs verify them. Each line
+# that begins with "$ " is the command that runs next, exactly as it can be typed
+# in this directory. `make demo` installs and builds what it needs.
+set -eu
+cd "$(dirname "$0")/.."
+
+# The demo's token and no other, whatever the environment points to.
+unset HSM_MODULE HSM_MODULE_ARGS HSM_TOKEN HSM_PIN HSM_PIN_FILE HSM_LOAD_BALANCE_LIST SOFTHSM2_CONF
+
+say() { printf '\n# %s\n' "$*"; }
+
+# run COMMAND: shows a command, then runs it in this shell.
+run() {
+  printf '$ %s\n' "$1"
+  eval "$1"
+}
+
+# generate LABEL TYPE: makes a key unless the token has it from an earlier run.
+generate() {
+  if bin/hsmkey key list --json | grep -qF "\"label\":\"$1\""; then
+    echo "The token already has the key $1: it is used again."
+  else
+    run "bin/hsmkey key generate $1 --type $2"
+  fi
+}
+
+say "A private SoftHSM2 token under .hsm/, and the environment that points to it"
+run 'eval "$(bin/hsmkey init)"'
+
+say "An EC and an RSA key, generated in the token; no one can take them out"
+generate demo-ec ec:P-256
+generate demo-rsa rsa:2048
+run 'bin/hsmkey key list'
+
+say "The public keys, for those who verify"
+run 'bin/hsmkey jwks demo-ec demo-rsa > .hsm/demo-jwks.json'
+run 'cat .hsm/demo-jwks.json'
+
+for key in demo-ec demo-rsa; do
+  say "A JWT signed by $key, inside the token"
+  run "bin/hsmkey sign --key $key --claims '{\"sub\":\"alice\"}' --expires-in 1h > .hsm/$key.jwt"
+  run "cat .hsm/$key.jwt"
+
+  say "Verified by hsmkey, without the token"
+  run "bin/hsmkey verify --jwks .hsm/demo-jwks.json \"\$(cat .hsm/$key.jwt)\""
+
+  say "Verified by José"
+  run "jose jws ver -i .hsm/$key.jwt -k .hsm/demo-jwks.json -O-"
+  echo
+
+  say "Verified by Python's jwcrypto"
+  run "/usr/bin/python3 -c '
+from jwcrypto import jwk, jwt
+keys = jwk.JWKSet.from_json(open(\".hsm/demo-jwks.json\").read())
+token = open(\".hsm/$key.jwt\").read().strip()
+print(jwt.JWT(jwt=token, key=keys, algs=[\"ES256\", \"RS256\"]).claims)'"
+done
+
+say "Done: both tokens verify with hsmkey, José and jwcrypto."
