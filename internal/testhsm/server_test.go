@@ -100,7 +100,7 @@ func TestAKilledServerFailsCallsAndServesNewClientsAfterItsRestart(t *testing.T)
 }
 
 func TestAStoppedServerCanBeKilled(t *testing.T) {
-	eachKind(t, func(t *testing.T, s *testhsm.Server) {
+	eachKind(t, func(_ *testing.T, s *testhsm.Server) {
 		s.Stop()
 		s.Kill()
 	})
