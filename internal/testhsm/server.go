@@ -103,12 +103,6 @@ func (s *Server) begin() {
 // start runs the server and waits until it accepts connections.
 func (s *Server) start() {
 	s.tb.Helper()
-	if s.network == "unix" {
-		// One that was killed leaves its socket behind, and a new one refuses it.
-		if err := os.RemoveAll(s.dial); err != nil {
-			s.tb.Fatalf("testhsm: %v", err)
-		}
-	}
 	s.group = startGroup(s.tb, s.env, s.argv...)
 	err := eventually(func() error {
 		conn, err := net.Dial(s.network, s.dial)

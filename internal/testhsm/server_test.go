@@ -107,9 +107,11 @@ func TestAStoppedServerCanBeKilled(t *testing.T) {
 }
 
 func TestTwoServersAreUsedSideBySide(t *testing.T) {
-	var labels []string
+	var labels, modules []string
 	for _, label := range []string{"north", "south"} {
-		p := load(t, testhsm.Serve(t, testhsm.NewDetached(t, label)).Client())
+		module := testhsm.Serve(t, testhsm.NewDetached(t, label)).Client()
+		modules = append(modules, module)
+		p := load(t, module)
 		slots, err := p.GetSlotList(true)
 		if err != nil || len(slots) != 1 {
 			t.Fatalf("slots = %v, %v, want one", slots, err)
@@ -122,6 +124,10 @@ func TestTwoServersAreUsedSideBySide(t *testing.T) {
 	}
 	if !slices.Equal(labels, []string{"north", "south"}) {
 		t.Errorf("labels = %q", labels)
+	}
+	// Whoever caches modules by their path must not take one for the other.
+	if modules[0] == modules[1] {
+		t.Errorf("both clients are %s", modules[0])
 	}
 }
 

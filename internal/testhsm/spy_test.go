@@ -8,15 +8,17 @@ import (
 	"github.com/hsmkey/hsmkey/internal/testhsm"
 )
 
-func TestTheSpyCountsWhatReachesTheModule(t *testing.T) {
-	// Twice in one process: the second spy must not inherit the first one's log.
+func TestTheSpyCountsWhatReachesTheModule(outer *testing.T) {
+	// Twice in one process: the second spy must not inherit the first one's log,
+	// although the first one is still loaded, as a cached module is.
 	for _, logins := range []int{3, 1} {
-		t.Run("", func(t *testing.T) {
+		outer.Run("", func(t *testing.T) {
 			h := testhsm.New(t)
 			module, calls := testhsm.Spy(t, h)
 			if n := calls("C_Initialize"); n != 0 {
 				t.Errorf("before anything was loaded: %d calls", n)
 			}
+			outer.Cleanup(pkcs11.New(module).Destroy)
 			p := load(t, module)
 			session := login(t, p)
 			for range logins - 1 {

@@ -195,7 +195,7 @@ func privateCopy(tb testing.TB, library string) string {
 // socket (107 bytes), and a subtest's "#" starts a comment in softhsm2.conf.
 func tempDir(tb testing.TB) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "hsm")
+	dir, err := os.MkdirTemp("", "testhsm-")
 	if err != nil {
 		tb.Fatalf("testhsm: %v", err)
 	}

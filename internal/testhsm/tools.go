@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"testing"
 )
 
@@ -22,11 +21,9 @@ import (
 func PKCS11Tool(tb testing.TB, h *HSM, args ...string) string {
 	tb.Helper()
 	tool := mustProgram(tb, "pkcs11-tool", "opensc")
-	all := []string{"--module", h.Module, "--login", "--pin", "env:HSM_PIN"}
-	if !slices.Contains(args, "--token-label") {
-		all = append(all, "--token-label", h.Labels[0])
-	}
-	cmd := exec.Command(tool, append(all, args...)...)
+	// Of an option that is given twice the last one counts.
+	fixed := []string{"--module", h.Module, "--token-label", h.Labels[0], "--login", "--pin", "env:HSM_PIN"}
+	cmd := exec.Command(tool, append(fixed, args...)...)
 	cmd.Env = h.environ()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
