@@ -1,7 +1,9 @@
 package sessionpool
 
 /*
-#cgo !windows LDFLAGS: -ldl
+#cgo linux LDFLAGS: -ldl
+#cgo noescape hk_sign_single
+#cgo nocallback hk_sign_single
 #include <dlfcn.h>
 #include <stdlib.h>
 
@@ -59,6 +61,8 @@ static hk_ulong hk_sign_single(hk_functions *f, hk_ulong session,
 import "C"
 
 import (
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"unsafe"
@@ -76,10 +80,19 @@ type native struct {
 
 var _ Module = (*native)(nil)
 
-// openNative loads the library at path. miekg's loader says neither why a
-// library does not load nor whether it has a function list, so ours looks
-// first.
-func openNative(path string) (*native, error) {
+// openNative loads the library at path; private loads a copy that shares
+// nothing with other users of the file, and is gone from the disk when this
+// returns. miekg's loader says neither why a library does not load nor whether
+// it has a function list, so ours looks first.
+func openNative(path string, private bool) (*native, error) {
+	if private {
+		copied, err := copyLibrary(path)
+		if err != nil {
+			return nil, fail(ErrConfig, err, "cannot make a private copy of the PKCS#11 library %s", path)
+		}
+		defer os.RemoveAll(filepath.Dir(copied))
+		path = copied
+	}
 	// dlerror is a thread's own.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -98,6 +111,10 @@ func openNative(path string) (*native, error) {
 	return &native{Ctx: ctx, functions: functions}, nil
 }
 
+// foreverString is a C string that is never freed: modules keep the pointer to
+// their initialisation string.
+func foreverString(s string) unsafe.Pointer { return unsafe.Pointer(C.CString(s)) }
+
 func (n *native) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
 	start := len(dst)
 	dst = slices.Grow(dst, size)[:start+size]
@@ -108,6 +125,9 @@ func (n *native) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechan
 		(*C.uchar)(unsafe.SliceData(dst[start:])), &length)
 	if rv != 0 {
 		return nil, pkcs11.Error(rv)
+	}
+	if length > C.hk_ulong(size) {
+		return nil, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)
 	}
 	return dst[:start+int(length)], nil
 }

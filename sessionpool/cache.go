@@ -1,0 +1,282 @@
+package sessionpool
+
+import (
+	"container/list"
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// cache holds the sessions of one token that wait to be reused, newest last,
+// and keeps count of the places: each session that is open, being opened or
+// being closed has one, except the anchor and orphans. It makes no PKCS#11
+// call; what it takes out, its caller closes.
+type cache struct {
+	mu      sync.Mutex
+	idle    [kinds][]*physical
+	places  int // taken
+	orphans int
+	limits  limits
+	lowered int       // what the token itself turned out to allow, 0: nothing known
+	freed   time.Time // when a place was last given up
+	waiters list.List
+}
+
+// waiter is a caller without a place. It gets a session of its kind, or nil:
+// the right to open one.
+type waiter struct {
+	kind  kind
+	fresh bool
+	ready chan *physical
+}
+
+func (c *cache) setLimits(l limits) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limits = l
+	c.wake()
+}
+
+func (c *cache) limit() int {
+	if c.lowered > 0 {
+		return min(c.lowered, c.limits.sessions)
+	}
+	return c.limits.sessions
+}
+
+// take finds a session for a caller: an idle one of its kind, or nil and the
+// right to open one, after evict (if any) was closed. It waits for its turn
+// until ctx ends or closing is closed. fresh callers take no idle one.
+func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh bool) (found, evict *physical, err error) {
+	c.mu.Lock()
+	if c.orphans >= c.limits.orphans {
+		n := c.orphans
+		c.mu.Unlock()
+		return nil, nil, fail(ErrSession, nil, "%d calls hang in the PKCS#11 library, no more are made until one comes back", n)
+	}
+	if c.waiters.Len() == 0 {
+		if found, evict, ok := c.takeNow(k, fresh); ok {
+			c.mu.Unlock()
+			return found, evict, nil
+		}
+	}
+	w := &waiter{kind: k, fresh: fresh, ready: make(chan *physical, 1)}
+	element := c.waiters.PushBack(w)
+	// Newcomers queue behind others, who may want what this one does not.
+	c.wake()
+	c.mu.Unlock()
+
+	select {
+	case found = <-w.ready:
+		return c.granted(w, found)
+	case <-ctx.Done():
+		err = waitError(ctx, "waiting for a free session")
+	case <-closing:
+		err = errClosedPool
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case found = <-w.ready: // too late: pass it on
+		if found != nil {
+			c.putLocked(found)
+		} else {
+			c.places--
+		}
+	default:
+		c.waiters.Remove(element)
+	}
+	c.wake()
+	return nil, nil, err
+}
+
+// granted sorts out what a waiter was given: a session of another kind is to
+// be replaced.
+func (c *cache) granted(w *waiter, p *physical) (found, evict *physical, err error) {
+	if p != nil && (w.fresh || p.kind != w.kind) {
+		return nil, p, nil
+	}
+	return p, nil, nil
+}
+
+func (c *cache) takeNow(k kind, fresh bool) (found, evict *physical, ok bool) {
+	if !fresh {
+		if p := c.pop(k); p != nil {
+			return p, nil, true
+		}
+	}
+	if c.places < c.limit() {
+		c.places++
+		return nil, nil, true
+	}
+	if p := c.oldest(); p != nil {
+		return nil, p, true // its place goes with it
+	}
+	return nil, nil, false
+}
+
+// pop takes the newest idle session of a kind.
+func (c *cache) pop(k kind) *physical {
+	stack := c.idle[k]
+	if len(stack) == 0 {
+		return nil
+	}
+	p := stack[len(stack)-1]
+	stack[len(stack)-1] = nil
+	c.idle[k] = stack[:len(stack)-1]
+	return p
+}
+
+// oldest takes the session that has been idle for longest, of any kind.
+func (c *cache) oldest() *physical {
+	var from = -1
+	for k, stack := range c.idle {
+		if len(stack) > 0 && (from < 0 || stack[0].idleSince.Before(c.idle[from][0].idleSince)) {
+			from = k
+		}
+	}
+	if from < 0 {
+		return nil
+	}
+	p := c.idle[from][0]
+	c.idle[from] = slices.Delete(c.idle[from], 0, 1)
+	return p
+}
+
+// wake serves waiters in their order for as long as it can.
+func (c *cache) wake() {
+	for e := c.waiters.Front(); e != nil; e = c.waiters.Front() {
+		w := e.Value.(*waiter)
+		found, evict, ok := c.takeNow(w.kind, w.fresh)
+		if !ok {
+			return
+		}
+		c.waiters.Remove(e)
+		if evict != nil {
+			found = evict
+		}
+		w.ready <- found
+	}
+}
+
+// put makes a session idle.
+func (c *cache) put(p *physical) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.putLocked(p)
+	c.wake()
+}
+
+func (c *cache) putLocked(p *physical) {
+	p.idleSince = time.Now()
+	c.idle[p.kind] = append(c.idle[p.kind], p)
+}
+
+// free gives up the place of a session that is closed or was never opened.
+func (c *cache) free() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.places--
+	c.freed = time.Now()
+	c.wake()
+}
+
+// unusedSince reports whether no session has been open since then.
+func (c *cache) unusedSince(then time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.places == 0 && !c.freed.After(then)
+}
+
+// full takes note that the token refused one more session. It reports whether
+// waiting for another one makes sense; then the place is given up.
+func (c *cache) full() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.places <= 1 {
+		return false
+	}
+	c.places--
+	c.lowered = c.places
+	c.wake()
+	return true
+}
+
+// orphan counts a session that hangs; its place is free for another one.
+func (c *cache) orphan(place bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.orphans++
+	if place {
+		c.places--
+	}
+	c.wake()
+}
+
+func (c *cache) orphanReturned() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.orphans--
+}
+
+// expired takes out what has been idle since before then, or, with a zero time,
+// everything; and forgets what the token once allowed.
+func (c *cache) expired(then time.Time) []*physical {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []*physical
+	for k, stack := range c.idle {
+		keep := stack[:0]
+		for _, p := range stack {
+			if then.IsZero() || p.idleSince.Before(then) {
+				out = append(out, p)
+			} else {
+				keep = append(keep, p)
+			}
+		}
+		clear(stack[len(keep):])
+		c.idle[k] = keep
+	}
+	return out
+}
+
+// unlower forgets what the token itself turned out to allow: others may have
+// closed their sessions since.
+func (c *cache) unlower() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lowered = 0
+	c.wake()
+}
+
+// snapshot is what Stats shows of the cache.
+func (c *cache) snapshot(s *Stats) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, stack := range c.idle {
+		s.Idle += len(stack)
+	}
+	s.Open, s.Orphans, s.Waiting, s.Limit = c.places, c.orphans, c.waiters.Len(), c.limit()
+	s.InUse = c.places - s.Idle
+}
+
+// takenPlaces is the number of sessions beside the anchor and orphans.
+func (c *cache) takenPlaces() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.places
+}
+
+func (c *cache) idleTimeout() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.limits.idle
+}
+
+// opTimeout is the strictest of the members.
+func (c *cache) opTimeout() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.limits.op
+}

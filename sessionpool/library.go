@@ -1,0 +1,333 @@
+package sessionpool
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// library is a PKCS#11 library in use: loaded once per real path, initialised
+// once however many pools rest on it, finalised when the last one leaves. It
+// goes through initialise, restart and finalise one at a time, each on a
+// goroutine of its own, which may hang without holding a lock.
+type library struct {
+	path    string
+	args    string
+	env     []string
+	private bool
+	wrap    func(Module) Module
+
+	mu         sync.Mutex
+	native     Module // what the loader gave, without decoration
+	instance   *instance
+	pools      int             // pools that rest on the library
+	tokens     map[uint]*Token // by slot, those that a pool uses
+	ready      bool            // initialised
+	ours       bool            // by us, so that we may finalise
+	generation uint64          // counts initialisations: handles of an older one are dead
+	changing   *change         // the change that goes on, or nil
+	restarted  time.Time       // when it was last restarted
+
+	// live is the generation while the library is ready, else 0; it is read on
+	// the way of every call.
+	live atomic.Uint64
+}
+
+// setReady is called with l.mu held.
+func (l *library) setReady(ready bool) {
+	l.ready = ready
+	if ready {
+		l.live.Store(l.generation)
+	} else {
+		l.live.Store(0)
+	}
+}
+
+// change is a step that only one goroutine at a time takes with a library.
+type change struct {
+	done chan struct{}
+	err  error // valid once done is closed
+}
+
+// libraries holds every shared library that was ever used, by real path. They
+// are never unloaded, so an entry is made once.
+var libraries = struct {
+	sync.Mutex
+	byPath map[string]*library
+}{byPath: map[string]*library{}}
+
+// envTurn is held by the one goroutine that changes the environment for a
+// module's initialisation. It is a channel, because that call may hang.
+var envTurn = make(chan struct{}, 1)
+
+// openLibrary finds or loads the library of a configuration, for one more pool.
+func openLibrary(cfg *Config) (*library, error) {
+	if cfg.Private {
+		l := newLibrary(cfg)
+		l.pools = 1
+		return l, l.load()
+	}
+	libraries.Lock()
+	defer libraries.Unlock()
+	l := libraries.byPath[cfg.Module]
+	if l == nil {
+		l = newLibrary(cfg)
+		if err := l.load(); err != nil {
+			return nil, err
+		}
+		libraries.byPath[cfg.Module] = l
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pools > 0 && l.args != cfg.ModuleArgs {
+		return nil, fail(ErrConfig, nil, "the PKCS#11 library %s is in use with another initialisation string", cfg.Module)
+	}
+	if l.pools == 0 {
+		l.args = cfg.ModuleArgs
+		if l.wrap != nil || cfg.Wrap != nil {
+			l.wrap = cfg.Wrap
+			l.instance = newInstance(l.native, l.wrap)
+		}
+	}
+	l.pools++
+	return l, nil
+}
+
+func newLibrary(cfg *Config) *library {
+	return &library{
+		path: cfg.Module, args: cfg.ModuleArgs, env: cfg.ModuleEnv,
+		private: cfg.Private, wrap: cfg.Wrap, tokens: map[uint]*Token{},
+	}
+}
+
+func (l *library) load() error {
+	n, err := openNative(l.path, l.private)
+	if err != nil {
+		return err
+	}
+	l.native = n
+	l.instance = newInstance(n, l.wrap)
+	return nil
+}
+
+// use waits until the library is initialised, and returns the instance and its
+// generation.
+func (l *library) use(ctx context.Context, timeout time.Duration) (*instance, uint64, error) {
+	for {
+		l.mu.Lock()
+		if l.ready && l.changing == nil {
+			defer l.mu.Unlock()
+			return l.instance, l.generation, nil
+		}
+		c := l.begin(l.initialise)
+		l.mu.Unlock()
+		if err := c.wait(ctx, timeout, "initialising the PKCS#11 library"); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// begin starts step on a goroutine of its own, or joins the change that goes
+// on. The caller holds l.mu.
+func (l *library) begin(step func() error) *change {
+	if l.changing != nil {
+		return l.changing
+	}
+	c := &change{done: make(chan struct{})}
+	l.changing = c
+	go func() {
+		c.err = step()
+		l.mu.Lock()
+		l.changing = nil
+		l.mu.Unlock()
+		close(c.done)
+	}()
+	return c
+}
+
+func (c *change) wait(ctx context.Context, timeout time.Duration, what string) error {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return waitError(ctx, what)
+	case <-timer.C:
+		return fail(ErrTimeout, nil, "%s took longer than %v", what, timeout)
+	}
+}
+
+// initialise calls C_Initialize, and adopts a library that somebody else in
+// the process has initialised.
+func (l *library) initialise() error {
+	if len(l.env) > 0 {
+		envTurn <- struct{}{}
+		defer func() { <-envTurn }()
+		restore, err := setEnv(l.env)
+		if err != nil {
+			return fail(ErrConfig, err, "initialising the PKCS#11 library %s", l.path)
+		}
+		defer restore()
+	}
+	var opts []pkcs11.InitializeOption
+	if l.args != "" {
+		opts = append(opts, pkcs11.InitializeWithReserved(foreverString(l.args)))
+	}
+	err := l.current().module.Initialize(opts...)
+	adopted := isCode(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
+	if err != nil && !adopted {
+		return fail(ErrSession, err, "the PKCS#11 library %s does not initialise", l.path)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ours = !adopted
+	l.generation++
+	l.setReady(true)
+	return nil
+}
+
+func (l *library) current() *instance {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.instance
+}
+
+// lost notes that somebody finalised the library of that generation.
+func (l *library) lost(generation uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.generation == generation && l.changing == nil {
+		l.setReady(false)
+	}
+}
+
+// restart finalises and initialises the library, which is the one way back for
+// modules whose device died. Only a library that we initialised, and on which no
+// second token rests, may be restarted, and not more often than once a second.
+func (l *library) restart(ctx context.Context, generation uint64, timeout time.Duration) error {
+	l.mu.Lock()
+	allowed := l.generation == generation && l.ours && l.ready && (l.private || len(l.tokens) == 1)
+	if !allowed || time.Since(l.restarted) < restartInterval {
+		l.mu.Unlock()
+		return nil
+	}
+	l.restarted = time.Now()
+	c := l.begin(func() error { return l.reinitialise(generation, timeout) })
+	l.mu.Unlock()
+	// Twice the time: it may have to wait for calls before it begins.
+	return c.wait(ctx, 2*timeout, "restarting the PKCS#11 library")
+}
+
+// restartInterval keeps callers that meet a dead HSM from finalising it all the
+// time under those for whom it has just come back.
+const restartInterval = time.Second
+
+// reinitialise is the step of a restart.
+func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
+	l.mu.Lock()
+	in, stale := l.instance, l.generation != generation
+	l.mu.Unlock()
+	if stale {
+		return nil
+	}
+	if !in.drain(timeout) {
+		if l.private {
+			return l.replace()
+		}
+		in.reopen()
+		return fail(ErrTimeout, nil, "calls hang in the PKCS#11 library %s, it cannot be restarted", l.path)
+	}
+	l.mu.Lock()
+	l.setReady(false)
+	l.mu.Unlock()
+	_, err := await(context.Background(), timeout, "finalising the PKCS#11 library", func() (struct{}, error) {
+		return struct{}{}, in.module.Finalize()
+	})
+	if err != nil && l.private {
+		return l.replace()
+	}
+	err = l.initialise()
+	in.reopen()
+	return err
+}
+
+// replace abandons a private instance that hangs and loads a fresh copy.
+func (l *library) replace() error {
+	n, err := openNative(l.path, true)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.native, l.instance = n, newInstance(n, l.wrap)
+	l.setReady(false)
+	l.mu.Unlock()
+	return l.initialise()
+}
+
+// release gives up one pool's hold. The last one finalises the library, if it
+// is ours, no call hangs in it, and nobody else in the process has sessions.
+func (l *library) release(ctx context.Context, timeout time.Duration) error {
+	l.mu.Lock()
+	l.pools--
+	if l.pools > 0 || !l.ready || !l.ours || l.changing != nil {
+		l.mu.Unlock()
+		return nil
+	}
+	c := l.begin(func() error { return l.finalise(timeout) })
+	l.mu.Unlock()
+	return c.wait(ctx, 2*timeout, "finalising the PKCS#11 library")
+}
+
+// finalise is the step of the last release. A pool that came meanwhile keeps
+// the library alive, or waits in use until this ends.
+func (l *library) finalise(timeout time.Duration) error {
+	in := l.current()
+	if l.sharedWithOthers(in) {
+		return nil
+	}
+	if !in.drain(timeout) {
+		in.reopen()
+		return fail(ErrTimeout, nil, "calls hang in the PKCS#11 library %s, it was not finalised", l.path)
+	}
+	defer in.reopen()
+	l.mu.Lock()
+	needed := l.pools > 0
+	l.setReady(needed)
+	l.mu.Unlock()
+	if needed {
+		return nil
+	}
+	err := in.module.Finalize()
+	if isCode(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
+		return nil
+	}
+	return err
+}
+
+// sharedWithOthers reports whether sessions are open that are not ours: a
+// second PKCS#11 user in the process that would die with C_Finalize.
+func (l *library) sharedWithOthers(in *instance) bool {
+	if in.enter() != nil {
+		return false
+	}
+	defer in.leave()
+	m := in.module
+	slots, err := m.GetSlotList(true)
+	if err != nil {
+		return false
+	}
+	for _, slot := range slots {
+		info, err := m.GetTokenInfo(slot)
+		if err == nil && info.SessionCount != unavailable && info.SessionCount > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// unavailable is CK_UNAVAILABLE_INFORMATION.
+const unavailable = ^uint(0)

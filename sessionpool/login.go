@@ -1,0 +1,330 @@
+package sessionpool
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// login is the state of the application's login to one token. PKCS#11 logs in
+// an application, not a session, and logs it out when its last session closes:
+// so one login serves all, and the anchor, a session that nobody uses, keeps it
+// while sessions come and go.
+type login struct {
+	done     atomic.Bool // logged in, as far as we know; changed with mu held
+	mu       sync.Mutex
+	count    uint64 // logins so far: a pool whose PIN was checked in this one is known
+	pin      digest
+	verified bool // the token itself accepted pin
+	anchor   *physical
+	single   bool // the token bears one session only: no anchor
+	flight   *flight
+}
+
+// flight is a login that is going on; others wait for it and share its outcome.
+type flight struct {
+	done chan struct{}
+	err  error
+}
+
+// guards holds the PIN guard of every token that was ever logged in to, so that
+// opening a pool again does not send a wrong PIN again.
+var guards = struct {
+	sync.Mutex
+	byToken map[string]*PINGuard
+}{byToken: map[string]*PINGuard{}}
+
+func (p *Pool) pinGuard() *PINGuard {
+	if p.cfg.PINGuard != nil {
+		return p.cfg.PINGuard
+	}
+	info := p.token.Info()
+	key := p.cfg.Module + "\x00" + info.Serial + "\x00" + info.Label
+	guards.Lock()
+	defer guards.Unlock()
+	if guards.byToken[key] == nil {
+		guards.byToken[key] = &PINGuard{}
+	}
+	return guards.byToken[key]
+}
+
+// needsLogin reports whether user sessions on the token are logged in at all.
+func (t *Token) needsLogin() bool { return t.Info().Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 }
+
+// accepted reports whether the token itself accepted a PIN.
+func (l *login) accepted(d digest) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.verified && l.pin == d
+}
+
+// loginLost notes that the application is no longer logged in.
+func (t *Token) loginLost() {
+	t.login.mu.Lock()
+	was := t.login.done.Swap(false)
+	t.login.mu.Unlock()
+	if was {
+		t.emit(Event{Kind: LoginLost})
+	}
+}
+
+// ensureLogin makes sure that the application is logged in, and that the pool's
+// PIN is the right one. on is the caller's own session, or nil: where the token
+// bears an anchor the login goes through that.
+func (t *Token) ensureLogin(ctx context.Context, p *Pool, on *physical) error {
+	if !t.needsLogin() {
+		return nil
+	}
+	l := &t.login
+	timer := time.NewTimer(p.cfg.OpTimeout)
+	defer timer.Stop()
+	for {
+		l.mu.Lock()
+		if l.done.Load() && p.known.Load() == l.count || l.single && on == nil {
+			l.mu.Unlock()
+			return nil
+		}
+		f := l.flight
+		if f == nil {
+			f = &flight{done: make(chan struct{})}
+			l.flight = f
+			l.mu.Unlock()
+			f.err = t.logIn(ctx, p, on)
+			l.mu.Lock()
+			l.flight = nil
+			l.mu.Unlock()
+			close(f.done)
+			return f.err
+		}
+		l.mu.Unlock()
+		select {
+		case <-f.done:
+			// The PIN of another pool, or its context, is not ours.
+			if errors.Is(f.err, ErrTimeout) && ctx.Err() == nil && !errors.Is(f.err, context.DeadlineExceeded) {
+				return f.err
+			}
+		case <-ctx.Done():
+			return waitError(ctx, "waiting for the login")
+		case <-timer.C:
+			return fail(ErrTimeout, nil, "%s: the login took longer than %v", t.name, p.cfg.OpTimeout)
+		}
+	}
+}
+
+// logIn is the one login that goes on.
+func (t *Token) logIn(ctx context.Context, p *Pool, on *physical) error {
+	if t.Info().Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 {
+		return fail(ErrPIN, nil, "%s has no user PIN yet", t.name)
+	}
+	l := &t.login
+	l.mu.Lock()
+	done, was, count := l.done.Load(), l.pin, l.count
+	l.mu.Unlock()
+	if p.once && count > 0 {
+		return fail(ErrPIN, nil, "the session of a one-time PIN was lost; it is not sent again")
+	}
+	pin, err := readPIN(ctx, p.pinSource())
+	if err != nil {
+		return err
+	}
+	d := digestOf(pin)
+	if done {
+		// The application is logged in already, by another pool.
+		if d != was {
+			return fail(ErrPIN, nil, "%s: the PIN differs from the one that this process is logged in with", t.name)
+		}
+		p.known.Store(count)
+		return nil
+	}
+	on, in, err := t.loginSession(ctx, p, on)
+	if err != nil || on == nil {
+		return err
+	}
+	if in && count > 0 && d == was {
+		// Our own login, which we had reason to doubt, still holds.
+		l.mu.Lock()
+		l.done.Store(true)
+		p.known.Store(count)
+		l.mu.Unlock()
+		return nil
+	}
+	return t.sendPIN(ctx, p, on, pin, d)
+}
+
+// loginSession is the session that a login goes through: the anchor, opened if
+// need be, or the caller's own where there is none; in says that it is logged
+// in already. It is nil where the login has to wait until the caller has a
+// session. Only the login that goes on uses the anchor.
+func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (session *physical, in bool, err error) {
+	l := &t.login
+	l.mu.Lock()
+	anchor, single := l.anchor, l.single
+	l.mu.Unlock()
+	if anchor != nil {
+		good, in, left := false, false, false
+		if !t.outdated(anchor) {
+			if good, in, left = anchor.check(p.cfg.OpTimeout); good {
+				return anchor, in, nil
+			}
+		}
+		if !left {
+			if !anchor.open {
+				// Nobody but us knows the anchor: who closed it closed all.
+				t.incarnation.Add(1)
+			}
+			t.dropAnchor(anchor)
+		}
+	}
+	if single || t.Info().MaxSessions == 1 {
+		l.mu.Lock()
+		l.single = true
+		l.mu.Unlock()
+		return on, false, nil
+	}
+	anchor, err = t.openPhysical(ctx, p, 0, true)
+	if isCode(err, pkcs11.CKR_SESSION_COUNT) {
+		return on, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	l.mu.Lock()
+	l.anchor = anchor
+	l.mu.Unlock()
+	return anchor, false, nil
+}
+
+// errNotJudged is the verdict on a PIN that was not sent.
+var errNotJudged = errors.New("not judged")
+
+// sendPIN is the only place that logs a user in.
+func (t *Token) sendPIN(ctx context.Context, p *Pool, on *physical, pin string, d digest) error {
+	verdict, err := p.pinGuard().admit(ctx, d)
+	if err != nil {
+		return err
+	}
+	slot := t.Info().Slot
+	// The verdict is given on the session's goroutine, also when C_Login comes
+	// back so late that nobody waits for it any more.
+	err, left := on.call(ctx, p.cfg.OpTimeout, work{step: func() error {
+		if err := refusePIN(&on.guard, slot); err != nil {
+			verdict(errNotJudged)
+			return err
+		}
+		err := on.guard.do(func(m Module) error { return m.Login(on.handle, pkcs11.CKU_USER, pin) })
+		if err != nil && !rejectsPIN(err) {
+			verdict(errNotJudged)
+		} else {
+			verdict(err)
+		}
+		return t.loginOutcome(p, d, err)
+	}})
+	if err != nil && !left && on.spare && classify(err) >= sessionBroken {
+		on.open = on.open && !gone(err)
+		t.dropAnchor(on)
+		t.suspicion.Add(1)
+	}
+	return err
+}
+
+// refusePIN asks the token whether a PIN may be sent at all: a wrong one could
+// be the last.
+func refusePIN(g *guard, slot uint) error {
+	info, err := g.GetTokenInfo(slot)
+	switch {
+	case err != nil:
+		return fail(ErrSession, err, "the token does not tell its state")
+	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
+		return fail(ErrPIN, pkcs11.Error(pkcs11.CKR_PIN_LOCKED), "the user PIN is locked; the security officer has to set a new one")
+	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+		return fail(ErrPIN, nil, "the token allows one last try of the user PIN, which is left to a person: log in once with the vendor's tool")
+	}
+	return nil
+}
+
+// loginOutcome takes in what C_Login answered.
+func (t *Token) loginOutcome(p *Pool, d digest, err error) error {
+	verified := err == nil
+	l := &t.login
+	switch {
+	case verified:
+	case isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+		// Our own login that we had lost sight of, or somebody else's, whose
+		// PIN we cannot know.
+		l.mu.Lock()
+		verified = l.verified && l.pin == d
+		differs := l.verified && l.pin != d
+		l.mu.Unlock()
+		if differs {
+			return fail(ErrPIN, err, "%s: the PIN differs from the one that this process is logged in with", t.name)
+		}
+	case isCode(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED):
+		// There is no login.
+	case isCode(err, pkcs11.CKR_PIN_LOCKED):
+		return fail(ErrPIN, err, "%s: the user PIN is locked; the security officer has to set a new one", t.name)
+	case rejectsPIN(err):
+		return fail(ErrPIN, err, "%s rejected the PIN (it is not tried again; correct the PIN before the token locks)", t.name)
+	case classify(err).sessionFault():
+		return fail(ErrSession, err, "%s: the login failed", t.name)
+	default:
+		return fail(ErrPIN, err, "%s: the login failed", t.name)
+	}
+	l.mu.Lock()
+	l.done.Store(true)
+	l.pin, l.verified = d, verified
+	l.count++
+	p.known.Store(l.count)
+	l.mu.Unlock()
+	t.epoch.Add(1)
+	t.counts.logins.Add(1)
+	t.emit(Event{Kind: LoggedIn})
+	return nil
+}
+
+// doubt makes the next one who needs the login look whether it still holds.
+func (l *login) doubt() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.done.Store(false)
+}
+
+// settle waits for the login that goes on, if one does.
+func (l *login) settle() {
+	l.mu.Lock()
+	f := l.flight
+	l.mu.Unlock()
+	if f != nil {
+		<-f.done
+	}
+}
+
+// dropAnchor closes an anchor that is of no use any more.
+func (t *Token) dropAnchor(anchor *physical) {
+	l := &t.login
+	l.mu.Lock()
+	if l.anchor == anchor {
+		l.anchor = nil
+		l.done.Store(false)
+	}
+	l.mu.Unlock()
+	t.discard(anchor, CloseLost)
+}
+
+// takeAnchor takes the anchor out, to be closed: the login goes with it. It is
+// nil while a login goes on.
+func (t *Token) takeAnchor() *physical {
+	l := &t.login
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.flight != nil || l.anchor == nil {
+		return nil
+	}
+	anchor := l.anchor
+	l.anchor = nil
+	l.done.Store(false)
+	return anchor
+}

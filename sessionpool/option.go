@@ -1,0 +1,87 @@
+package sessionpool
+
+import "context"
+
+// Source hands out sessions. [*Pool] is the Source of one token; a balancer
+// over several is another. Implementations are safe for concurrent use.
+type Source interface {
+	// Acquire waits for a session until ctx ends. The caller owns the session
+	// until it calls Release or Close.
+	Acquire(ctx context.Context, opts ...Option) (*Session, error)
+}
+
+// Option says what kind of session is wanted. Without options a session is
+// read-only and comes from the cache if it can.
+type Option struct {
+	set   optionSet
+	pin   string
+	once  bool
+	avoid *Token
+}
+
+type optionSet uint8
+
+const (
+	optReadWrite optionSet = 1 << iota
+	optBypass
+	optEncrypted
+)
+
+// ReadWrite asks for a session that may change the token (CKF_RW_SESSION).
+func ReadWrite() Option { return Option{set: optReadWrite} }
+
+// Bypass asks for a fresh physical session that never enters the cache (the
+// seed's CACHE_BYPASS).
+func Bypass() Option { return Option{set: optBypass} }
+
+// Encrypted asks for a session whose way to the HSM is encrypted or inside this
+// process. A pool that cannot give one answers ErrUnsupported.
+func Encrypted() Option { return Option{set: optEncrypted} }
+
+// OneTimePIN asks for a session with a login of its own, by a PIN that is good
+// once (a second factor). It is never cached, and ends with its Release. A
+// login belongs to the application and token, so the session gets a private
+// instance of the module; where the module cannot be loaded twice the answer is
+// ErrUnsupported, and the shared login is not touched.
+func OneTimePIN(pin string) Option { return Option{pin: pin, once: true} }
+
+// Avoid asks for a session that is not on a token. A pool, which has one token
+// only, answers ErrSession if it is that one.
+func Avoid(t *Token) Option { return Option{avoid: t} }
+
+// request is what a caller's options amount to.
+type request struct {
+	set   optionSet
+	pin   string
+	once  bool
+	avoid []*Token
+}
+
+func newRequest(opts []Option) request {
+	var r request
+	for _, o := range opts {
+		r.set |= o.set
+		if o.once {
+			r.pin, r.once = o.pin, true
+		}
+		if o.avoid != nil {
+			r.avoid = append(r.avoid, o.avoid)
+		}
+	}
+	return r
+}
+
+func (r request) has(o optionSet) bool { return r.set&o != 0 }
+
+// kind is what a cached session must have in common with the one asked for.
+// Whether it is encrypted is a property of the whole pool.
+type kind uint8
+
+const (
+	kindReadWrite kind = 1 << iota
+	kindPublic
+	kinds = 4
+)
+
+func (k kind) readWrite() bool { return k&kindReadWrite != 0 }
+func (k kind) public() bool    { return k&kindPublic != 0 }

@@ -1,0 +1,243 @@
+package sessionpool
+
+import (
+	"context"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// physical is one PKCS#11 session. Its goroutine makes every call on it: a call
+// cannot be cancelled, so whoever waits for one must be able to leave while it
+// goes on. At most one caller at a time, the holder of turn, sends work to that
+// goroutine and waits; a holder that leaves makes the session an orphan, which
+// its goroutine closes when the call comes back.
+type physical struct {
+	token   *Token
+	kind    kind
+	born    birth
+	turn    chan struct{}
+	work    chan work
+	results chan result
+	timer   *time.Timer
+	state   atomic.Int32
+
+	// Owned by the goroutine.
+	guard  guard
+	handle pkcs11.SessionHandle
+	epoch  uint64
+	memo   map[any]any
+
+	// Owned by the holder, or by the cache while idle.
+	open      bool // there is a handle that can be closed
+	broken    bool // must not be used again
+	bypass    bool // never cached
+	suspicion uint64
+	idleSince time.Time
+	spare     bool // holds no place: the anchor
+}
+
+// birth says what a session's handle depends on: it is dead, and its number may
+// have been given to another session, once either has changed.
+type birth struct {
+	generation  uint64 // of the library: it was initialised anew
+	incarnation uint64 // of the token's sessions: they were all closed at once
+}
+
+const (
+	stateIdle int32 = iota
+	stateBusy
+	stateOrphan
+)
+
+// work is what the goroutine is asked to do: a caller's function, or a step of
+// the pool's own.
+type work struct {
+	fn   func(Module, pkcs11.SessionHandle) error
+	step func() error
+}
+
+type result struct {
+	err      error
+	panicked any
+	exited   bool // the function left its goroutine (runtime.Goexit)
+}
+
+func (t *Token) newPhysical(k kind, in *instance, generation uint64) *physical {
+	p := &physical{
+		token: t, kind: k, born: birth{generation, t.incarnation.Load()},
+		turn: make(chan struct{}, 1), work: make(chan work), results: make(chan result, 1),
+		timer: time.NewTimer(time.Hour), suspicion: t.suspicion.Load(),
+	}
+	p.timer.Stop()
+	p.guard.instance = in
+	t.running.Add(1)
+	go p.run()
+	return p
+}
+
+func (p *physical) run() {
+	for w := range p.work {
+		if !p.deliver(p.perform(w)) {
+			return
+		}
+	}
+	p.token.running.Done()
+}
+
+// deliver hands the result to whoever waits for it, or, where nobody is left,
+// closes the session and ends its goroutine.
+func (p *physical) deliver(r result) bool {
+	if p.state.CompareAndSwap(stateBusy, stateIdle) {
+		p.results <- r
+		return true
+	}
+	if p.handle != 0 {
+		p.guard.beginRun()
+		_ = p.closeHandle() // nobody is left to be told
+		p.guard.endRun()
+	}
+	p.token.orphanReturned()
+	p.token.running.Done()
+	return false
+}
+
+// perform runs the work, and catches whatever way it ends.
+func (p *physical) perform(w work) (r result) {
+	r.exited = true
+	p.guard.beginRun()
+	defer func() {
+		p.guard.endRun()
+		if !r.exited {
+			return
+		}
+		if v := recover(); v != nil {
+			r.panicked, r.exited = v, false
+			return
+		}
+		// runtime.Goexit cannot be stopped: another goroutine takes over.
+		go func() {
+			if p.deliver(r) {
+				p.run()
+			}
+		}()
+	}()
+	if w.step != nil {
+		r.err = w.step()
+	} else {
+		p.refresh()
+		r.err = w.fn(&p.guard, p.handle)
+	}
+	r.exited = false
+	return r
+}
+
+// call has the goroutine do w, exactly once, and waits for it until ctx ends or
+// one PKCS#11 call in it has lasted longer than timeout. left says that it did
+// not come back: the session is an orphan and no longer the caller's.
+func (p *physical) call(ctx context.Context, timeout time.Duration, w work) (err error, left bool) { //nolint:revive // the error describes the outcome, left who owns the session
+	p.state.Store(stateBusy)
+	p.work <- w
+	p.timer.Reset(timeout)
+	defer p.timer.Stop()
+	for {
+		select {
+		case r := <-p.results:
+			return r.unpack(), false
+		case <-ctx.Done():
+			if p.abandon() {
+				return waitError(ctx, p.token.name+": waiting for the HSM"), true
+			}
+		case <-p.timer.C:
+			if began := p.guard.started.Load(); began == 0 {
+				p.timer.Reset(timeout)
+				continue
+			} else if rest := timeout - time.Duration(clock()-began); rest > 0 {
+				p.timer.Reset(rest)
+				continue
+			}
+			if p.abandon() {
+				p.token.timedOut()
+				return fail(ErrTimeout, nil, "%s did not answer within %v", p.token.name, timeout), true
+			}
+		}
+		// It came back at the last moment.
+		return (<-p.results).unpack(), false
+	}
+}
+
+// unpack gives the result to the caller: its function's panic is the caller's.
+func (r result) unpack() error {
+	if r.panicked != nil {
+		panic(r.panicked)
+	}
+	if r.exited {
+		runtime.Goexit()
+	}
+	return r.err
+}
+
+func (p *physical) abandon() bool {
+	if !p.state.CompareAndSwap(stateBusy, stateOrphan) {
+		return false
+	}
+	p.token.orphaned(p)
+	return true
+}
+
+// refresh forgets what was remembered in another epoch.
+func (p *physical) refresh() {
+	if epoch := p.token.epoch.Load(); epoch != p.epoch {
+		p.epoch, p.memo = epoch, nil
+	}
+}
+
+// openHandle, closeHandle and loggedIn are steps for the goroutine.
+
+func (p *physical) openHandle(slot uint) error {
+	flags := uint(pkcs11.CKF_SERIAL_SESSION)
+	if p.kind.readWrite() {
+		flags |= pkcs11.CKF_RW_SESSION
+	}
+	return p.guard.do(func(m Module) (err error) {
+		p.handle, err = m.OpenSession(slot, flags)
+		return err
+	})
+}
+
+func (p *physical) closeHandle() error {
+	return p.guard.do(func(m Module) error { return m.CloseSession(p.handle) })
+}
+
+// loggedIn asks the token what state the session is in.
+func (p *physical) loggedIn() (bool, error) {
+	info, err := p.guard.GetSessionInfo(p.handle)
+	if err != nil {
+		return false, err
+	}
+	return info.State != ckStateROPublic && info.State != ckStateRWPublic, nil
+}
+
+// Session states (PKCS#11 v2.40, CK_STATE) of a session without login.
+const (
+	ckStateROPublic = 0
+	ckStateRWPublic = 2
+)
+
+// check asks a session under suspicion whether it is still good, and whether it
+// is logged in.
+func (p *physical) check(timeout time.Duration) (good, in, left bool) {
+	doubt := p.token.suspicion.Load()
+	err, left := p.call(context.Background(), timeout, work{step: func() (err error) {
+		in, err = p.loggedIn()
+		return err
+	}})
+	if left || err != nil {
+		p.open = !left && p.open && !gone(err)
+		return false, false, left
+	}
+	p.suspicion = doubt
+	return true, in, false
+}

@@ -1,0 +1,149 @@
+package sessionpool
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"sync"
+)
+
+// PINSource yields the user PIN each time a login is due. An error, or an empty
+// PIN, ends the login before anything is sent to the token.
+type PINSource func(ctx context.Context) (string, error)
+
+// StaticPIN is a source that always yields pin.
+func StaticPIN(pin string) PINSource {
+	return func(context.Context) (string, error) { return pin, nil }
+}
+
+// maxPINFile bounds what is read of a PIN file; PKCS#11 PINs are far shorter.
+const maxPINFile = 4096
+
+// PINFile is a source that reads the PIN from the first line of a file at each
+// login, so that a rotated PIN is picked up without a restart.
+func PINFile(path string) PINSource {
+	return func(context.Context) (string, error) {
+		data, err := readPINFile(path)
+		if err != nil {
+			return "", fail(ErrPIN, err, "cannot read the PIN file")
+		}
+		line, _, _ := strings.Cut(string(data), "\n")
+		return strings.TrimSuffix(line, "\r"), nil
+	}
+}
+
+// readPINFile reads a file or a pipe (a shell's process substitution).
+func readPINFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxPINFile+1))
+	if err == nil && len(data) > maxPINFile {
+		err = &os.PathError{Op: "read", Path: path, Err: errors.New("too large for a PIN")}
+	}
+	return data, err
+}
+
+// readPIN asks a source and refuses what must not reach a token.
+func readPIN(ctx context.Context, source PINSource) (string, error) {
+	pin, err := source(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return "", waitError(ctx, "reading the PIN")
+		}
+		return "", fail(ErrPIN, err, "the PIN cannot be had")
+	}
+	if pin == "" {
+		return "", fail(ErrPIN, nil, "the PIN is empty; it was not sent")
+	}
+	return pin, nil
+}
+
+// digest stands for a PIN where one is remembered. The key is the process's
+// own, so that a digest in a core dump is worth little on its own.
+type digest [sha256.Size]byte
+
+var digestKey = func() (key [32]byte) {
+	rand.Read(key[:]) // never fails: it ends the process instead
+	return key
+}()
+
+func digestOf(pin string) digest {
+	return sha256.Sum256(append(digestKey[:], pin...))
+}
+
+// PINGuard makes a wrong PIN cost one attempt: what one token rejected is not
+// sent again by any pool that shares the guard, and a PIN that no token has
+// accepted yet is tried by one login at a time. The zero value is ready; it is
+// safe for concurrent use.
+type PINGuard struct {
+	mu       sync.Mutex
+	rejected map[digest]error
+	accepted map[digest]bool
+	trying   chan struct{} // closed when the login that tries an unproven PIN ends
+}
+
+// admit asks to send a PIN. It returns the function that takes the verdict: nil
+// when the token accepted the PIN, the error of the token that rejected it, or
+// anything else when the PIN was not judged.
+func (g *PINGuard) admit(ctx context.Context, pin digest) (func(error), error) {
+	for {
+		g.mu.Lock()
+		if cause := g.rejected[pin]; cause != nil {
+			g.mu.Unlock()
+			return nil, fail(ErrPIN, cause, "this PIN was rejected before and is not sent again; correct the PIN first")
+		}
+		if g.accepted[pin] {
+			g.mu.Unlock()
+			return func(verdict error) { g.judge(pin, verdict, nil) }, nil
+		}
+		if g.trying == nil {
+			done := make(chan struct{})
+			g.trying = done
+			g.mu.Unlock()
+			return func(verdict error) { g.judge(pin, verdict, done) }, nil
+		}
+		other := g.trying
+		g.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, waitError(ctx, "waiting for another login")
+		}
+	}
+}
+
+func (g *PINGuard) judge(pin digest, verdict error, trying chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case verdict == nil:
+		if g.accepted == nil {
+			g.accepted = make(map[digest]bool)
+		}
+		g.accepted[pin] = true
+	case rejectsPIN(verdict):
+		if g.rejected == nil {
+			g.rejected = make(map[digest]error)
+		}
+		g.rejected[pin] = verdict
+		delete(g.accepted, pin)
+	}
+	if trying != nil {
+		g.trying = nil
+		close(trying)
+	}
+}
+
+// forget lifts the block of one PIN: a person has said again that it is right.
+func (g *PINGuard) forget(pin digest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.rejected, pin)
+}

@@ -1,0 +1,304 @@
+package sessionpool
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Pool hands out sessions on one token. Pools on the same token share its
+// login, its cache and its limits. A Pool is safe for concurrent use.
+type Pool struct {
+	cfg     Config
+	library *library
+	token   *Token
+	once    bool          // its PIN is good for one login
+	known   atomic.Uint64 // the login in which its PIN was found right
+	closing chan struct{} // closed when Close begins
+	pending sync.WaitGroup
+
+	mu      sync.Mutex
+	pin     PINSource
+	closed  bool
+	inUse   int
+	drained chan struct{} // closed when the last session of a closed pool is back
+	down    *flight       // the Close that goes on or is done
+}
+
+var _ Source = (*Pool)(nil)
+
+var errClosedPool = fail(ErrClosed, nil, "the session pool is closed")
+
+// New loads and initialises the module if nobody has, and finds the token; the
+// login waits for the first session. It takes Config.OpTimeout at most.
+//
+// Errors match [ErrConfig] when the configuration is wrong or no token or
+// several match it, [ErrSession] or [ErrTimeout] when the module does not
+// answer.
+func New(cfg Config) (*Pool, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return newPool(cfg, false)
+}
+
+func newPool(cfg Config, once bool) (*Pool, error) {
+	p := &Pool{cfg: cfg, once: once, pin: cfg.PIN, closing: make(chan struct{}), drained: make(chan struct{})}
+	var err error
+	if p.library, err = openLibrary(&p.cfg); err != nil {
+		return nil, err
+	}
+	ctx := context.Background()
+	if p.token, err = joinToken(ctx, p.library, p); err != nil {
+		return nil, errors.Join(err, p.library.release(ctx, cfg.OpTimeout))
+	}
+	return p, nil
+}
+
+// Acquire hands out a session: a cached one of the same kind, the newest first,
+// or a new one; at the limit it waits for one until ctx ends. Waiters are served
+// in their order.
+//
+// Errors match [ErrClosed]; [ErrPIN]; [ErrSession] when the HSM does not answer;
+// [ErrTimeout] when it does not answer in time or ctx reaches its deadline; or
+// [ErrUnsupported].
+func (p *Pool) Acquire(ctx context.Context, opts ...Option) (*Session, error) {
+	r := newRequest(opts)
+	if err := ctx.Err(); err != nil {
+		return nil, waitError(ctx, "acquiring a session")
+	}
+	switch {
+	case r.has(optEncrypted) && p.cfg.Plaintext:
+		return nil, fail(ErrUnsupported, nil, "%s: the way to this HSM is not encrypted", p.token.name)
+	case slices.Contains(r.avoid, p.token):
+		return nil, fail(ErrSession, nil, "%s: there is no other HSM to turn to", p.token.name)
+	}
+	if err := p.entered(); err != nil {
+		return nil, err
+	}
+	s, err := p.acquire(ctx, r)
+	if err != nil {
+		p.left()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
+	if r.once {
+		return p.oneTime(ctx, r)
+	}
+	var k kind
+	if r.has(optReadWrite) {
+		k |= kindReadWrite
+	}
+	if p.cfg.PIN == nil {
+		k |= kindPublic
+	}
+	fresh := r.has(optBypass) || p.cfg.DisableCache
+	ph, err := p.obtain(ctx, k, fresh)
+	if err != nil {
+		return nil, err
+	}
+	ph.bypass = r.has(optBypass)
+	return &Session{pool: p, physical: ph, turn: ph.turn}, nil
+}
+
+// obtain gets a physical session, from the cache or from the token.
+func (p *Pool) obtain(ctx context.Context, k kind, fresh bool) (*physical, error) {
+	t := p.token
+	for {
+		found, evict, err := t.cache.take(ctx, p.closing, k, fresh)
+		if err != nil {
+			return nil, err
+		}
+		if evict != nil {
+			if t.shut(evict, CloseLimit) {
+				continue // it hangs; its place went with it
+			}
+		}
+		if found != nil {
+			if ph := p.vet(ctx, found); ph != nil {
+				t.counts.reused.Add(1)
+				return ph, nil
+			}
+			continue
+		}
+		ph, err := t.openFor(ctx, p, k)
+		if isCode(err, pkcs11.CKR_SESSION_COUNT) && t.cache.full() {
+			t.emit(Event{Kind: LimitLowered, Err: err})
+			continue
+		}
+		if err != nil {
+			t.cache.free()
+			return nil, err
+		}
+		return ph, nil
+	}
+}
+
+// vet makes sure that a session from the cache can be used, or closes it.
+func (p *Pool) vet(ctx context.Context, ph *physical) *physical {
+	t := p.token
+	if t.outdated(ph) {
+		t.discard(ph, CloseLost)
+		return nil
+	}
+	if ph.suspicion != t.suspicion.Load() {
+		good, in, left := ph.check(p.cfg.OpTimeout)
+		switch {
+		case left:
+			return nil
+		case !good:
+			t.discard(ph, CloseLost)
+			return nil
+		case !in && !ph.kind.public() && t.needsLogin():
+			t.loginLost() // Do logs in again
+		}
+	}
+	return ph
+}
+
+// oneTime makes a session with a login of its own, on a private instance of the
+// module.
+func (p *Pool) oneTime(ctx context.Context, r request) (*Session, error) {
+	if r.pin == "" {
+		return nil, fail(ErrPIN, nil, "the one-time PIN is empty; it was not sent")
+	}
+	info := p.token.Info()
+	cfg := p.cfg
+	cfg.Private, cfg.PIN, cfg.PINGuard = true, StaticPIN(r.pin), &PINGuard{}
+	cfg.MaxSessions, cfg.OnEvent = 1, nil
+	cfg.TokenLabel, cfg.TokenSerial, cfg.Slot = info.Label, info.Serial, nil
+	inner, err := newPool(cfg, true)
+	if err != nil {
+		return nil, fail(ErrUnsupported, err, "%s: a one-time PIN needs a second instance of the PKCS#11 library, which does not work", p.token.name)
+	}
+	opts := []Option{Bypass()}
+	if r.has(optReadWrite) {
+		opts = append(opts, ReadWrite())
+	}
+	s, err := inner.Acquire(ctx, opts...)
+	if err != nil {
+		return nil, errors.Join(err, inner.Close(ctx))
+	}
+	return &Session{pool: inner, physical: s.physical, turn: s.turn, inner: p}, nil
+}
+
+// endOneTime closes the private instance that was made for the session.
+func (s *Session) endOneTime() {
+	outer, inner := s.inner, s.pool
+	defer outer.left()
+	if !s.lost {
+		inner.token.discard(s.physical, CloseAsked)
+	}
+	inner.left()
+	ctx, cancel := context.WithTimeout(context.Background(), inner.cfg.OpTimeout)
+	defer cancel()
+	_ = inner.Close(ctx) // its sessions are closed; a hang was counted
+}
+
+// With runs fn with a session that is released on every path.
+func (p *Pool) With(ctx context.Context, fn func(*Session) error, opts ...Option) error {
+	s, err := p.Acquire(ctx, opts...)
+	if err != nil {
+		return err
+	}
+	defer s.Release()
+	return fn(s)
+}
+
+// Token returns what the token said about itself when it was last found.
+func (p *Pool) Token() TokenInfo { return p.token.Info() }
+
+// SetPIN replaces the PIN source by a PIN, which is sent at the next login even
+// if it was rejected before: a person has said again that it is right.
+func (p *Pool) SetPIN(pin string) {
+	p.mu.Lock()
+	p.pin = StaticPIN(pin)
+	p.mu.Unlock()
+	if pin != "" {
+		p.pinGuard().forget(digestOf(pin))
+	}
+}
+
+func (p *Pool) pinSource() PINSource {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pin
+}
+
+// entered counts a session in use, or being acquired.
+func (p *Pool) entered() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return errClosedPool
+	}
+	p.inUse++
+	return nil
+}
+
+func (p *Pool) left() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.inUse--
+	if p.closed && p.inUse == 0 {
+		close(p.drained)
+	}
+}
+
+func (p *Pool) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
+}
+
+// later runs a step in the background, which Close waits for.
+func (p *Pool) later(step func()) {
+	p.pending.Add(1)
+	go func() {
+		defer p.pending.Done()
+		step()
+	}()
+}
+
+// Close refuses new sessions, wakes those who wait for one with [ErrClosed],
+// waits until the sessions in use are released, and then closes the physical
+// sessions and finalises the module, unless other pools use them, or somebody
+// else in the process does. When ctx ends first, Close returns its error and the
+// rest happens when the last session is released. Closing twice is safe: the
+// second call waits for the first.
+func (p *Pool) Close(ctx context.Context) error {
+	p.mu.Lock()
+	f := p.down
+	if f == nil {
+		f = &flight{done: make(chan struct{})}
+		p.down, p.closed = f, true
+		close(p.closing)
+		if p.inUse == 0 {
+			close(p.drained)
+		}
+		go func() {
+			defer close(f.done)
+			<-p.drained
+			p.pending.Wait()
+			// The end must not depend on whether the first caller of Close
+			// still waits for it.
+			end := context.WithoutCancel(ctx)
+			f.err = errors.Join(p.token.leave(end, p), p.library.release(end, p.cfg.OpTimeout))
+		}()
+	}
+	p.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return waitError(ctx, "closing the session pool")
+	}
+}

@@ -1,0 +1,51 @@
+package sessionpool
+
+import (
+	"context"
+	"errors"
+)
+
+// attempts bounds Retry: a fleet has sixteen endpoints a list at most.
+const attempts = 16
+
+// Retry runs fn with a session from src, and again with another one when the
+// session or the HSM under it failed ([ErrSession], [ErrTimeout]) or fn said
+// [Elsewhere]. It is for what may safely be done twice: signing, reading; never
+// for making or deleting keys. It gives up when ctx ends, when src has no
+// session, or after a bounded number of attempts, with the last error.
+func Retry(ctx context.Context, src Source, fn func(*Session) error, opts ...Option) error {
+	var elsewhere error
+	for attempt := 1; ; attempt++ {
+		s, err := src.Acquire(ctx, opts...)
+		if err != nil {
+			if elsewhere != nil {
+				return elsewhere
+			}
+			return err
+		}
+		err = fn(s)
+		t := s.Token()
+		s.Release()
+		var mark *elsewhereError
+		switch {
+		case err == nil:
+			return nil
+		case errors.As(err, &mark):
+			elsewhere = err
+			opts = append(opts[:len(opts):len(opts)], Avoid(t))
+		case !errors.Is(err, ErrSession) && !errors.Is(err, ErrTimeout):
+			return err
+		}
+		if attempt == attempts || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// Elsewhere marks an error of this token only: the key is not there, or is
+// another one, or the mechanism is not supported. Another token may do better.
+func Elsewhere(err error) error { return &elsewhereError{err} }
+
+type elsewhereError struct{ error }
+
+func (e *elsewhereError) Unwrap() error { return e.error }

@@ -1,0 +1,80 @@
+package sessionpool
+
+import "sync/atomic"
+
+// Stats is a snapshot of a token's sessions. Pools on the same token show the
+// same numbers.
+type Stats struct {
+	// Current values.
+	Open     int // places taken: sessions in use, idle, being opened or closed; without the anchor
+	Idle     int // sessions in the cache
+	InUse    int // Open without Idle
+	Waiting  int // callers that wait for a session
+	Orphans  int // sessions whose call timed out and has not come back
+	Limit    int // the most that Open may reach now
+	LoggedIn bool
+	// PINVerified says that the token itself accepted the PIN. It is false
+	// while nobody is logged in, and after adopting a module in which somebody
+	// else was logged in already.
+	PINVerified bool
+
+	// Cumulative values.
+	Opened      uint64 // physical sessions opened, the anchor's too
+	Reused      uint64 // sessions handed out from the cache
+	ClosedAsked uint64 // closed by Close, Bypass, without cache, or with the pool
+	ClosedIdle  uint64 // closed by the idle timeout
+	ClosedLost  uint64 // closed because session, login, token or HSM were lost
+	ClosedLimit uint64 // closed to make room for another kind
+	Logins      uint64 // logins that succeeded
+	Recoveries  uint64 // calls made again on a renewed session, unnoticed by the caller
+	Timeouts    uint64 // calls that took longer than OpTimeout
+}
+
+// counters are the cumulative values of Stats.
+type counters struct {
+	opened, reused, logins, recoveries, timeouts atomic.Uint64
+	closedBy                                     [CloseLimit + 1]atomic.Uint64
+}
+
+func (c *counters) closed(cause CloseCause) { c.closedBy[cause].Add(1) }
+
+// Stats returns a snapshot.
+func (p *Pool) Stats() Stats {
+	t := p.token
+	s := Stats{
+		Opened: t.counts.opened.Load(), Reused: t.counts.reused.Load(), Logins: t.counts.logins.Load(),
+		Recoveries: t.counts.recoveries.Load(), Timeouts: t.counts.timeouts.Load(),
+		ClosedAsked: t.counts.closedBy[CloseAsked].Load(), ClosedIdle: t.counts.closedBy[CloseIdle].Load(),
+		ClosedLost: t.counts.closedBy[CloseLost].Load(), ClosedLimit: t.counts.closedBy[CloseLimit].Load(),
+	}
+	t.cache.snapshot(&s)
+	t.login.mu.Lock()
+	s.LoggedIn = t.login.done.Load()
+	s.PINVerified = s.LoggedIn && t.login.verified
+	t.login.mu.Unlock()
+	return s
+}
+
+// orphaned takes a session off the books whose call does not come back.
+func (t *Token) orphaned(p *physical) {
+	t.cache.orphan(!p.spare)
+	t.suspicion.Add(1)
+	if p.spare {
+		t.login.mu.Lock()
+		if t.login.anchor == p {
+			t.login.anchor = nil
+			t.login.done.Store(false)
+		}
+		t.login.mu.Unlock()
+	}
+}
+
+func (t *Token) timedOut() {
+	t.counts.timeouts.Add(1)
+	t.emit(Event{Kind: CallTimedOut})
+}
+
+func (t *Token) orphanReturned() {
+	t.cache.orphanReturned()
+	t.emit(Event{Kind: OrphanReturned})
+}

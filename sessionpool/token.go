@@ -1,0 +1,269 @@
+package sessionpool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/miekg/pkcs11"
+)
+
+// TokenInfo is what a token says about itself (PKCS#11 v2.40, CK_TOKEN_INFO),
+// without the padding of its strings.
+type TokenInfo struct {
+	Label, Serial, Manufacturer, Model string
+
+	Slot           uint
+	Flags          uint // CKF_LOGIN_REQUIRED, CKF_USER_PIN_INITIALIZED, ...
+	MinPIN, MaxPIN uint // bytes
+	MaxSessions    uint // 0: the token does not say
+}
+
+// Token is one token of one library, shared by every pool of the process that
+// uses it: its login, its cached sessions, its limits. A *Token identifies the
+// token for as long as a pool on it is open. It is safe for concurrent use.
+type Token struct {
+	library *library
+	name    string
+	epoch   atomic.Uint64
+	login   login
+	cache   cache
+	members members
+	sweeper sweeper
+	counts  counters
+
+	// suspicion grows when a session was found dead: sessions that were put
+	// into the cache before are asked for their state before they are reused.
+	suspicion atomic.Uint64
+	// incarnation grows when all sessions were found closed at once.
+	incarnation atomic.Uint64
+	// failures counts device errors in a row, without a call that worked.
+	failures atomic.Int32
+	// running counts the goroutines of sessions.
+	running sync.WaitGroup
+
+	mu         sync.Mutex
+	info       TokenInfo
+	mechanisms map[uint]struct{}
+	found      uint64 // library generation in which info and mechanisms were read
+}
+
+// Name is the token in words, for errors and events.
+func (t *Token) Name() string { return t.name }
+
+// Info returns what the token said about itself when it was last found.
+func (t *Token) Info() TokenInfo {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.info
+}
+
+// Epoch grows with each login and each initialisation of the module: what was
+// proven about objects on the token before is to be proven again.
+func (t *Token) Epoch() uint64 { return t.epoch.Load() }
+
+// Supports reports whether the token lists a mechanism. Lists are not always
+// honest; a token that lists nothing is taken to support all.
+func (t *Token) Supports(mechanism uint) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.mechanisms[mechanism]
+	return ok || len(t.mechanisms) == 0
+}
+
+// joinToken finds the token that the configuration names, and enters the pool
+// among its users.
+func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
+	in, generation, err := l.use(ctx, p.cfg.OpTimeout)
+	if err != nil {
+		return nil, err
+	}
+	found, err := findToken(ctx, in, &p.cfg, ErrConfig)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tokens[found.info.Slot]
+	if t == nil {
+		name := p.cfg.Name
+		if name == "" {
+			name = fmt.Sprintf("token %q (%s)", found.info.Label, filepath.Base(l.path))
+		}
+		t = &Token{library: l, name: name}
+		t.sweeper.start(t)
+		l.tokens[found.info.Slot] = t
+	}
+	t.adopt(found, generation)
+	t.members.add(p)
+	t.applyLimits()
+	return t, nil
+}
+
+// adopt takes over what a search found out about the token.
+func (t *Token) adopt(found foundToken, generation uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.found != generation {
+		t.epoch.Add(1)
+	}
+	t.info, t.mechanisms, t.found = found.info, found.mechanisms, generation
+}
+
+// locate returns the slot of the token in the present generation of its
+// library; it looks again when the library was initialised anew, or when again
+// says that the slot no longer answers.
+func (t *Token) locate(ctx context.Context, cfg *Config, again bool) (in *instance, generation uint64, slot uint, err error) {
+	in, generation, err = t.library.use(ctx, cfg.OpTimeout)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	t.mu.Lock()
+	info, current := t.info, t.found == generation
+	t.mu.Unlock()
+	if current && !again {
+		return in, generation, info.Slot, nil
+	}
+	same := Config{TokenLabel: info.Label, TokenSerial: info.Serial, OpTimeout: cfg.OpTimeout, Module: cfg.Module}
+	found, err := findToken(ctx, in, &same, ErrSession)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	l := t.library
+	l.mu.Lock()
+	if info.Slot != found.info.Slot {
+		delete(l.tokens, info.Slot)
+		l.tokens[found.info.Slot] = t
+	}
+	l.mu.Unlock()
+	t.adopt(found, generation)
+	return in, generation, found.info.Slot, nil
+}
+
+// foundToken is the outcome of a search.
+type foundToken struct {
+	info       TokenInfo
+	mechanisms map[uint]struct{}
+}
+
+// findToken looks for the one token that cfg names. Slots that are empty,
+// uninitialised or do not answer never hide another one. That no token, or
+// several match is an error of the kind none: at first the configuration is to
+// blame, later the HSM.
+func findToken(ctx context.Context, in *instance, cfg *Config, none error) (foundToken, error) {
+	return await(ctx, cfg.OpTimeout, "looking for the token", func() (foundToken, error) {
+		if err := in.enter(); err != nil {
+			return foundToken{}, fail(ErrSession, err, "looking for the token")
+		}
+		defer in.leave()
+		tokens, odd, err := listTokens(in.module)
+		if err != nil {
+			return foundToken{}, fail(ErrSession, err, "the slots of %s cannot be listed", cfg.Module)
+		}
+		info, err := chooseToken(tokens, odd, cfg, none)
+		if err != nil {
+			return foundToken{}, err
+		}
+		found := foundToken{info: info, mechanisms: map[uint]struct{}{}}
+		// A module that cannot list its mechanisms is asked for them one by one
+		// as they are used.
+		list, _ := in.module.GetMechanismList(info.Slot)
+		for _, m := range list {
+			found.mechanisms[m.Mechanism] = struct{}{}
+		}
+		return found, nil
+	})
+}
+
+// listTokens reads every initialised token, and collects what went wrong with
+// slots that have one but do not answer.
+func listTokens(m Module) (tokens []TokenInfo, odd error, err error) {
+	slots, err := m.GetSlotList(true)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, slot := range slots {
+		ti, err := m.GetTokenInfo(slot)
+		if isCode(err, pkcs11.CKR_TOKEN_NOT_PRESENT) {
+			continue
+		}
+		if err != nil {
+			odd = errors.Join(odd, fmt.Errorf("slot %d: %w", slot, err))
+			continue
+		}
+		if ti.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+			continue
+		}
+		info := TokenInfo{
+			Label: trim(ti.Label), Serial: trim(ti.SerialNumber),
+			Manufacturer: trim(ti.ManufacturerID), Model: trim(ti.Model),
+			Slot: slot, Flags: ti.Flags, MinPIN: ti.MinPinLen, MaxPIN: ti.MaxPinLen,
+		}
+		if ti.MaxSessionCount != unavailable {
+			info.MaxSessions = ti.MaxSessionCount
+		}
+		tokens = append(tokens, info)
+	}
+	return tokens, odd, nil
+}
+
+// trim removes the padding of PKCS#11 strings, blanks or, wrongly, zeros.
+func trim(s string) string { return strings.TrimRight(s, " \x00") }
+
+func chooseToken(tokens []TokenInfo, odd error, cfg *Config, none error) (TokenInfo, error) {
+	wanted := cfg.selector()
+	var matches, withPIN []TokenInfo
+	for _, t := range tokens {
+		if cfg.matches(t) {
+			matches = append(matches, t)
+			if t.Flags&pkcs11.CKF_USER_PIN_INITIALIZED != 0 {
+				withPIN = append(withPIN, t)
+			}
+		}
+	}
+	if len(matches) > 1 && len(withPIN) > 0 && wanted == "" {
+		matches = withPIN
+	}
+	switch {
+	case len(matches) == 1:
+		return matches[0], nil
+	case len(matches) > 1 && wanted == "":
+		return TokenInfo{}, fail(none, odd, "%s has several tokens; choose one with HSM_TOKEN or --token: %s", cfg.Module, describe(matches))
+	case len(matches) > 1:
+		return TokenInfo{}, fail(none, odd, "several tokens match %s: %s", wanted, describe(matches))
+	case len(tokens) == 0:
+		return TokenInfo{}, fail(none, odd, "%s shows no token (is the device connected and the token initialised?)", cfg.Module)
+	default:
+		return TokenInfo{}, fail(none, odd, "no token has %s; there is %s", wanted, describe(tokens))
+	}
+}
+
+func describe(tokens []TokenInfo) string {
+	var parts []string
+	for _, t := range tokens {
+		parts = append(parts, fmt.Sprintf("%q (serial %s, slot %d)", t.Label, t.Serial, t.Slot))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// leave takes a pool off the token; the last one closes what is left of it.
+func (t *Token) leave(ctx context.Context, p *Pool) error {
+	l := t.library
+	l.mu.Lock()
+	last := t.members.remove(p)
+	if last {
+		maps.DeleteFunc(l.tokens, func(_ uint, other *Token) bool { return other == t })
+	}
+	l.mu.Unlock()
+	t.applyLimits()
+	if !last {
+		return nil
+	}
+	t.sweeper.stop()
+	return t.closeAll(ctx)
+}
