@@ -1,0 +1,161 @@
+package hsmkey
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+// The environment variables that FromEnv reads. One that is set to nothing
+// counts as unset, except HSM_PIN: an empty PIN is an error when it is due.
+const (
+	envModule       = "HSM_MODULE"
+	envModuleArgs   = "HSM_MODULE_ARGS"
+	envToken        = "HSM_TOKEN"
+	envPIN          = "HSM_PIN"
+	envPINFile      = "HSM_PIN_FILE"
+	envDisableCache = "HSM_DISABLE_SESSION_CACHE"
+	envOpTimeout    = "HSM_OP_TIMEOUT"
+	envPixRefresh   = "HSM_PIX_HTTP_CONN_REFRESH_INTERVAL"
+)
+
+// FromEnv reads the configuration from the environment:
+//
+//   - HSM_MODULE: the PKCS#11 library; the first SoftHSM2 in the usual places
+//   - HSM_MODULE_ARGS: the initialisation string of modules that want one (NSS)
+//   - HSM_TOKEN: the token's label; the only token with a user PIN
+//   - HSM_PIN, HSM_PIN_FILE: the user PIN, or a file that holds it; with neither,
+//     Config.Pool.PIN is nil and sessions are not logged in
+//   - HSM_DISABLE_SESSION_CACHE: 1 closes each session when it is released; 0
+//   - HSM_OP_TIMEOUT: how long one PKCS#11 call may take, such as 10s or 1m, or
+//     in seconds; 10s
+//   - HSM_PIX_HTTP_CONN_REFRESH_INTERVAL: seconds for which objects of a TLS
+//     connection to Pix are used before they are read again; 0, each time
+//
+// A value that cannot be used is ErrConfig, which names the variable and, unless
+// it is a PIN, the value.
+func FromEnv() (Config, error) {
+	var config Config
+	if err := poolFromEnv(&config.Pool); err != nil {
+		return Config{}, err
+	}
+	refresh, err := envSeconds(envPixRefresh)
+	if err != nil {
+		return Config{}, err
+	}
+	config.PixRefresh = refresh
+	return config, nil
+}
+
+// poolFromEnv reads what concerns one module, token and its sessions.
+func poolFromEnv(pool *sessionpool.Config) (err error) {
+	pool.Module = os.Getenv(envModule)
+	if pool.Module == "" {
+		pool.Module = defaultModule()
+	}
+	pool.ModuleArgs = os.Getenv(envModuleArgs)
+	pool.TokenLabel = os.Getenv(envToken)
+	if pool.PIN, err = envPINSource(); err != nil {
+		return err
+	}
+	if pool.DisableCache, err = envSwitch(envDisableCache); err != nil {
+		return err
+	}
+	pool.OpTimeout, err = envTimeout(envOpTimeout)
+	return err
+}
+
+// envPINSource reads where the PIN comes from.
+func envPINSource() (sessionpool.PINSource, error) {
+	pin, set := os.LookupEnv(envPIN)
+	file := os.Getenv(envPINFile)
+	switch {
+	case pin != "" && file != "":
+		return nil, fmt.Errorf("%w: %s and %s are both set; unset one", ErrConfig, envPIN, envPINFile)
+	case file != "":
+		return sessionpool.PINFile(file), nil
+	case set:
+		return sessionpool.StaticPIN(pin), nil
+	}
+	return nil, nil
+}
+
+// envSwitch reads 0 or 1; unset is 0.
+func envSwitch(name string) (bool, error) {
+	switch value := os.Getenv(name); value {
+	case "", "0":
+		return false, nil
+	case "1":
+		return true, nil
+	default:
+		return false, fmt.Errorf("%w: %s is %q, want 0 or 1", ErrConfig, name, value)
+	}
+}
+
+// Bounds of durations: beyond them a number is a mistake, not a wish.
+const (
+	maxTimeout = 24 * time.Hour
+	maxRefresh = 366 * 24 * time.Hour
+)
+
+// envTimeout reads a duration, or a number of seconds, that is more than
+// nothing; unset is zero, which stands for the default.
+func envTimeout(name string) (time.Duration, error) {
+	value := os.Getenv(name)
+	if value == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(value)
+	if seconds, plain := strconv.ParseUint(value, 10, 32); plain == nil {
+		d, err = time.Duration(seconds)*time.Second, nil
+	}
+	if err != nil || d <= 0 || d > maxTimeout {
+		return 0, fmt.Errorf("%w: %s is %q, want a time such as 10s, 500ms or 10 (seconds), at most %v", ErrConfig, name, value, maxTimeout)
+	}
+	return d, nil
+}
+
+// envSeconds reads a number of seconds; unset is 0.
+func envSeconds(name string) (time.Duration, error) {
+	value := os.Getenv(name)
+	if value == "" {
+		return 0, nil
+	}
+	seconds, err := strconv.ParseUint(value, 10, 32)
+	d := time.Duration(seconds) * time.Second
+	if err != nil || d > maxRefresh {
+		return 0, fmt.Errorf("%w: %s is %q, want a number of seconds from 0 to %.0f", ErrConfig, name, value, maxRefresh.Seconds())
+	}
+	return d, nil
+}
+
+// softHSMPlaces are where systems install SoftHSM2.
+var softHSMPlaces = []string{
+	"/usr/lib/softhsm/libsofthsm2.so",
+	"/usr/lib/*-linux-gnu*/softhsm/libsofthsm2.so",
+	"/usr/lib64/softhsm/libsofthsm2.so",
+	"/usr/lib64/pkcs11/libsofthsm2.so",
+	"/usr/lib/pkcs11/libsofthsm2.so",
+	"/usr/local/lib/softhsm/libsofthsm2.so",
+	"/opt/homebrew/lib/softhsm/libsofthsm2.so",
+}
+
+// defaultModule is the first SoftHSM2 that is installed, or nothing.
+func defaultModule() string {
+	for _, place := range softHSMPlaces {
+		paths, err := filepath.Glob(place)
+		if err != nil {
+			continue // a constant of ours
+		}
+		for _, path := range paths {
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+				return path
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,181 @@
+package hsmkey
+
+import (
+	"cmp"
+	"crypto"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/miekg/pkcs11"
+)
+
+// publicKey finds the public half of a private key. What the private object
+// itself tells comes first, since it cannot belong to another key: most modules
+// show an RSA modulus there. Then comes the public-key object with the same id,
+// then a certificate with the same id.
+func (t token) publicKey(key object) (crypto.PublicKey, error) {
+	public, odd := t.publicOf(key.handle)
+	if public != nil || odd != nil && !errors.Is(odd, ErrUnsupported) {
+		return public, odd
+	}
+	keyType, _, err := t.ulong(key.handle, pkcs11.CKA_KEY_TYPE)
+	if err != nil {
+		return nil, err
+	}
+	for _, source := range []struct {
+		class uint
+		read  func(pkcs11.ObjectHandle) (crypto.PublicKey, error)
+	}{
+		{pkcs11.CKO_PUBLIC_KEY, t.publicOf},
+		{pkcs11.CKO_CERTIFICATE, t.certified},
+	} {
+		objects, err := t.related(key, source.class)
+		if err != nil {
+			return nil, err
+		}
+		public, err := choosePublic(key, keyType, objects, source.read)
+		if public != nil || errors.Is(err, ErrAmbiguous) {
+			return public, err
+		}
+		odd = cmp.Or(odd, err)
+	}
+	if odd != nil {
+		return nil, odd
+	}
+	return nil, fmt.Errorf("%w: %s has the private key with %s, but neither its public key nor a certificate with the same id",
+		ErrKeyNotFound, t.name, key)
+}
+
+// choosePublic reads the public keys that claim to belong to a private key. If
+// they differ, those with its label count; if these still differ, none does.
+func choosePublic(key object, keyType uint, objects []object, read func(pkcs11.ObjectHandle) (crypto.PublicKey, error)) (crypto.PublicKey, error) {
+	var all, labelled []crypto.PublicKey
+	var odd error
+	for _, o := range objects {
+		public, err := read(o.handle)
+		if err != nil {
+			odd = cmp.Or(odd, err)
+			continue
+		}
+		if public == nil || !sameKind(public, keyType) {
+			continue
+		}
+		all = addPublic(all, public)
+		if o.label == key.label {
+			labelled = addPublic(labelled, public)
+		}
+	}
+	switch {
+	case len(all) == 0:
+		return nil, odd
+	case len(all) == 1:
+		return all[0], nil
+	case len(labelled) == 1:
+		return labelled[0], nil
+	}
+	return nil, fmt.Errorf("%w: %d different public keys claim to belong to the private key with %s", ErrAmbiguous, len(all), key)
+}
+
+func addPublic(list []crypto.PublicKey, public crypto.PublicKey) []crypto.PublicKey {
+	for _, known := range list {
+		if samePublic(known, public) {
+			return list
+		}
+	}
+	return append(list, public)
+}
+
+// samePublic reports whether two public keys are the same key.
+func samePublic(a, b crypto.PublicKey) bool {
+	comparable, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && comparable.Equal(b)
+}
+
+// sameKind reports whether a public key is of a PKCS#11 key type. Modules call
+// Ed25519 either CKK_EC_EDWARDS or CKK_EC.
+func sameKind(public crypto.PublicKey, keyType uint) bool {
+	if _, ok := public.(*rsa.PublicKey); ok {
+		return keyType == pkcs11.CKK_RSA
+	}
+	return keyType == pkcs11.CKK_EC || keyType == ckkECEdwards
+}
+
+// publicOf reads the public key that an object, private or public, tells by its
+// own attributes. It returns nil if it tells none.
+func (t token) publicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
+	keyType, there, err := t.ulong(o, pkcs11.CKA_KEY_TYPE)
+	if err != nil || !there {
+		return nil, err
+	}
+	var public crypto.PublicKey
+	switch keyType {
+	case pkcs11.CKK_RSA:
+		public, err = t.rsaPublicOf(o)
+	case pkcs11.CKK_EC, ckkECEdwards:
+		public, err = t.ecPublicOf(o)
+	default:
+		return nil, nil
+	}
+	if public != nil || err != nil {
+		return public, err
+	}
+	info, there, err := t.attribute(o, pkcs11.CKA_PUBLIC_KEY_INFO)
+	if err != nil || !there {
+		return nil, err
+	}
+	// Some modules answer with nothing, or with half of it.
+	if public, err := x509.ParsePKIXPublicKey(info); err == nil && sameKind(public, keyType) {
+		return public, nil
+	}
+	return nil, nil
+}
+
+func (t token) rsaPublicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
+	modulus, there, err := t.attribute(o, pkcs11.CKA_MODULUS)
+	if err != nil || !there {
+		return nil, err
+	}
+	exponent, there, err := t.attribute(o, pkcs11.CKA_PUBLIC_EXPONENT)
+	if err != nil || !there {
+		return nil, err
+	}
+	n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
+	if n.Bit(0) == 0 || e.Bit(0) == 0 || e.BitLen() > 31 || e.Int64() < 3 {
+		return nil, nil // a private object without them may show zeros
+	}
+	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
+}
+
+// ecPublicOf reads curve and point. A curve that is none of ours is an error
+// that names it.
+func (t token) ecPublicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
+	params, there, err := t.attribute(o, pkcs11.CKA_EC_PARAMS)
+	if err != nil || !there || len(params) == 0 {
+		return nil, err
+	}
+	c, err := parseCurve(params)
+	if err != nil {
+		return nil, err
+	}
+	raw, there, err := t.attribute(o, pkcs11.CKA_EC_POINT)
+	if err != nil || !there || len(raw) == 0 {
+		return nil, err
+	}
+	return c.parsePoint(raw)
+}
+
+// certified reads the public key of a certificate.
+func (t token) certified(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
+	der, there, err := t.attribute(o, pkcs11.CKA_VALUE)
+	if err != nil || !there {
+		return nil, err
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil // not every certificate object is an X.509 one
+	}
+	return certificate.PublicKey, nil
+}
