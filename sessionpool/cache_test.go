@@ -1,0 +1,443 @@
+package sessionpool_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsmkey/hsmkey/internal/testhsm"
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+func TestAReleasedSessionIsReused(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	s := acquire(t, p)
+	first := handle(t, s)
+	s.Release()
+	s = acquire(t, p)
+	defer s.Release()
+	if again := handle(t, s); again != first {
+		t.Errorf("the second session has handle %d, want that of the first, %d", again, first)
+	}
+	if st := p.Stats(); st.Opened != 2 || st.Reused != 1 || st.Logins != 1 {
+		t.Errorf("stats %+v, want 2 opened (one is the anchor), 1 reused, 1 login", st)
+	}
+}
+
+func TestTheNewestIdleSessionIsReusedFirst(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	old, young := acquire(t, p), acquire(t, p)
+	want := handle(t, young)
+	old.Release()
+	young.Release()
+	s := acquire(t, p)
+	defer s.Release()
+	if got := handle(t, s); got != want {
+		t.Errorf("got session %d, want the one released last, %d", got, want)
+	}
+}
+
+func TestWithoutTheCacheEachSessionIsClosedPhysically(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.DisableCache = true })
+	for range 3 {
+		s := acquire(t, p)
+		s.Release()
+	}
+	if st := p.Stats(); st.Open != 0 || st.Idle != 0 || st.Reused != 0 || st.ClosedAsked != 3 {
+		t.Errorf("stats %+v, want nothing open, idle or reused, 3 closed", st)
+	}
+	if n := h.fault.Sessions(); n != 1 {
+		t.Errorf("%d sessions are open in the module, want the anchor only", n)
+	}
+	if st := p.Stats(); st.Logins != 1 {
+		t.Errorf("%d logins, want 1: the anchor keeps it", st.Logins)
+	}
+}
+
+func TestAnIdleSessionIsClosedAfterTheTimeoutWithoutTraffic(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.IdleTimeout = 50 * time.Millisecond })
+	s := acquire(t, p)
+	s.Release()
+	h.events.wait(t, 2, closedBy(sessionpool.CloseIdle)) // the session, then the anchor
+	if n := h.fault.Sessions(); n != 0 {
+		t.Errorf("%d sessions are open in the module, want none", n)
+	}
+	if st := p.Stats(); st.Open != 0 || st.LoggedIn {
+		t.Errorf("stats %+v, want nothing open and nobody logged in", st)
+	}
+	// The next morning.
+	pub := makeKey(t, p, "key")
+	s = acquire(t, p)
+	defer s.Release()
+	mustSign(t, s, pub, "key")
+}
+
+func TestAnIdleSessionIsClosedAfterTheTimeoutUnderTraffic(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.IdleTimeout = 100 * time.Millisecond })
+	a, b := acquire(t, p), acquire(t, p)
+	b.Release()
+	a.Release()
+	// a is used all the time, newest first; b never is.
+	until(t, "the unused session is closed", func() bool {
+		s := acquire(t, p)
+		s.Release()
+		return p.Stats().ClosedIdle == 1
+	})
+	if st := p.Stats(); st.Open != 1 || st.Logins != 1 {
+		t.Errorf("stats %+v, want the used session still open and one login", st)
+	}
+}
+
+func TestASessionIsReusedOnlyForItsKind(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	flags := func(s *sessionpool.Session) uint {
+		var info pkcs11.SessionInfo
+		if err := s.Do(context.Background(), func(m sessionpool.Module, h pkcs11.SessionHandle) (err error) {
+			info, err = m.GetSessionInfo(h)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return info.Flags
+	}
+	ro := acquire(t, p)
+	if flags(ro)&pkcs11.CKF_RW_SESSION != 0 {
+		t.Error("a session is read-write that was not asked to be")
+	}
+	roHandle := handle(t, ro)
+	ro.Release()
+	rw := acquire(t, p, sessionpool.ReadWrite())
+	if flags(rw)&pkcs11.CKF_RW_SESSION == 0 {
+		t.Error("a read-write session is read-only")
+	}
+	rwHandle := handle(t, rw)
+	rw.Release()
+	ro, rw = acquire(t, p), acquire(t, p, sessionpool.ReadWrite())
+	defer ro.Release()
+	defer rw.Release()
+	if handle(t, ro) != roHandle || handle(t, rw) != rwHandle {
+		t.Error("sessions were not reused by kind")
+	}
+}
+
+func TestAReadOnlySessionWorksWhileAReadWriteOneExists(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	rw := acquire(t, p, sessionpool.ReadWrite())
+	defer rw.Release()
+	pub, err := generate(rw, "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ro := acquire(t, p)
+	defer ro.Release()
+	mustSign(t, ro, pub, "key")
+	mustSign(t, rw, pub, "key")
+}
+
+func TestAPoolWithoutPINHasPublicSessionsOfItsOwn(t *testing.T) {
+	h := newHSM(t)
+	public := h.pool(t, func(c *sessionpool.Config) { c.PIN = nil })
+	s := acquire(t, public)
+	first := handle(t, s)
+	s.Release()
+	if n := h.fault.Calls("C_Login"); n != 0 {
+		t.Errorf("%d logins for a public session", n)
+	}
+	user := h.pool(t)
+	s = acquire(t, user)
+	defer s.Release()
+	if handle(t, s) == first {
+		t.Error("a user's session is the public one from the cache")
+	}
+}
+
+func TestEncryptedSessionsAreNotGivenFromAPlaintextTransport(t *testing.T) {
+	h := newHSM(t)
+	plain := h.pool(t, func(c *sessionpool.Config) { c.Plaintext = true })
+	if _, err := plain.Acquire(context.Background(), sessionpool.Encrypted()); !errors.Is(err, sessionpool.ErrUnsupported) {
+		t.Errorf("got %v, want ErrUnsupported", err)
+	}
+	inside := h.pool(t)
+	s := acquire(t, inside, sessionpool.Encrypted())
+	s.Release()
+}
+
+func TestABypassSessionIsFreshAndNeverCached(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	s := acquire(t, p)
+	cached := handle(t, s)
+	s.Release()
+	b := acquire(t, p, sessionpool.Bypass())
+	if handle(t, b) == cached {
+		t.Error("a bypass session came from the cache")
+	}
+	b.Release()
+	if st := p.Stats(); st.Idle != 1 || st.ClosedAsked != 1 {
+		t.Errorf("stats %+v, want the cached session idle and the other closed", st)
+	}
+}
+
+func TestCloseEndsThePhysicalSession(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	s := acquire(t, p)
+	s.Close()
+	s.Close()
+	s.Release()
+	if st := p.Stats(); st.Open != 0 || st.ClosedAsked != 1 {
+		t.Errorf("stats %+v, want one session closed", st)
+	}
+	if n := h.fault.Sessions(); n != 1 {
+		t.Errorf("%d sessions are open in the module, want the anchor only", n)
+	}
+}
+
+func TestAOneTimePINMakesALoginOfItsOwn(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	pub := makeKey(t, p, "key")
+	before := p.Stats()
+	s := acquire(t, p, sessionpool.OneTimePIN(testhsm.PIN))
+	mustSign(t, s, pub, "key")
+	if st := p.Stats(); st.Logins != before.Logins || st.Open != before.Open {
+		t.Errorf("the shared sessions changed: %+v, before %+v", st, before)
+	}
+	s.Release()
+	if st := p.Stats(); st.Idle != before.Idle {
+		t.Errorf("%d idle sessions, want %d: a one-time session is not cached", st.Idle, before.Idle)
+	}
+	shared := acquire(t, p)
+	defer shared.Release()
+	mustSign(t, shared, pub, "key")
+	if err := ping(s); !errors.Is(err, sessionpool.ErrClosed) {
+		t.Errorf("using the released session: %v, want ErrClosed", err)
+	}
+}
+
+func TestAWrongOneTimePINLeavesTheSharedLoginAlone(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	pub := makeKey(t, p, "key")
+	if _, err := p.Acquire(context.Background(), sessionpool.OneTimePIN("wrong-otp")); !errors.Is(err, sessionpool.ErrPIN) {
+		t.Errorf("got %v, want ErrPIN", err)
+	}
+	if _, err := p.Acquire(context.Background(), sessionpool.OneTimePIN("")); !errors.Is(err, sessionpool.ErrPIN) {
+		t.Errorf("an empty one-time PIN: got %v, want ErrPIN", err)
+	}
+	s := acquire(t, p)
+	defer s.Release()
+	mustSign(t, s, pub, "key")
+}
+
+func TestOneFileIsOneModuleUnderWhateverName(t *testing.T) {
+	h := newHSM(t)
+	link := filepath.Join(t.TempDir(), "link.so")
+	if err := os.Symlink(h.Module, link); err != nil {
+		t.Fatal(err)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relative, err := filepath.Rel(wd, h.Module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{h.Module, link, relative} {
+		p := h.pool(t, func(c *sessionpool.Config) { c.Module = path })
+		s := acquire(t, p)
+		s.Release()
+		if st := p.Stats(); st.Logins != 1 {
+			t.Errorf("%d logins by way of %s, want 1 in all", st.Logins, path)
+		}
+	}
+	if n := h.fault.Calls("C_Initialize"); n != 1 {
+		t.Errorf("C_Initialize was called %d times, want once", n)
+	}
+}
+
+func TestPoolsOnOneTokenShareTheCache(t *testing.T) {
+	h := newHSM(t)
+	a, b := h.pool(t), h.pool(t)
+	s := acquire(t, a)
+	want := handle(t, s)
+	s.Release()
+	s = acquire(t, b)
+	defer s.Release()
+	if handle(t, s) != want {
+		t.Error("the second pool did not reuse the session of the first")
+	}
+}
+
+func TestAtTheLimitCallersWaitTheirTurn(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.MaxSessions = 2 })
+	a, b := acquire(t, p), acquire(t, p)
+	ctx, cancel := context.WithCancel(context.Background())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := p.Acquire(ctx)
+		failed <- err
+	}()
+	until(t, "somebody waits", func() bool { return p.Stats().Waiting == 1 })
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) || errors.Is(err, sessionpool.ErrTimeout) {
+		t.Errorf("a cancelled wait: %v, want context.Canceled", err)
+	}
+	ctx, cancel = context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	if _, err := p.Acquire(ctx); !errors.Is(err, sessionpool.ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a wait that is too long: %v, want ErrTimeout and context.DeadlineExceeded", err)
+	}
+	got := make(chan *sessionpool.Session, 1)
+	go func() { got <- acquire(t, p) }()
+	until(t, "somebody waits", func() bool { return p.Stats().Waiting == 1 })
+	want := handle(t, a)
+	a.Release()
+	s := <-got
+	if handle(t, s) != want {
+		t.Error("the waiter did not get the session that was released")
+	}
+	s.Release()
+	b.Release()
+}
+
+func TestAtTheLimitAnIdleSessionMakesRoomForAnotherKind(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.MaxSessions = 1 })
+	ro := acquire(t, p)
+	ro.Release()
+	rw := acquire(t, p, sessionpool.ReadWrite())
+	got := make(chan *sessionpool.Session, 1)
+	go func() { got <- acquire(t, p) }()
+	until(t, "somebody waits", func() bool { return p.Stats().Waiting == 1 })
+	rw.Release()
+	s := <-got
+	defer s.Release()
+	if st := p.Stats(); st.ClosedLimit != 2 || st.Open != 1 {
+		t.Errorf("stats %+v, want 2 closed to make room and 1 open", st)
+	}
+}
+
+func TestTheTokensOwnLimitLowersOurs(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.MaxSessions = 8 })
+	a, b := acquire(t, p), acquire(t, p)
+	h.fault.FailAll("C_OpenSession", pkcs11.CKR_SESSION_COUNT)
+	got := make(chan *sessionpool.Session, 1)
+	go func() { got <- acquire(t, p) }()
+	h.events.wait(t, 1, ofKind(sessionpool.LimitLowered))
+	if st := p.Stats(); st.Limit != 2 {
+		t.Errorf("the limit is %d, want 2", st.Limit)
+	}
+	a.Release()
+	s := <-got
+	if err := ping(s); err != nil {
+		t.Error(err)
+	}
+	s.Release()
+	b.Release()
+}
+
+func TestATokenThatBearsOneSessionNeedsNoAnchor(t *testing.T) {
+	h := newHSM(t)
+	// The first session is open, every further one is refused.
+	one := func(m sessionpool.Module) sessionpool.Module { return &oneSession{Module: h.fault.Wrap(m)} }
+	p := h.pool(t, func(c *sessionpool.Config) { c.Wrap = one })
+	pub := makeKey(t, p, "key")
+	for range 3 {
+		s := acquire(t, p)
+		mustSign(t, s, pub, "key")
+		s.Release()
+	}
+	if st := p.Stats(); st.Open != 1 {
+		t.Errorf("stats %+v, want 1 open", st)
+	}
+}
+
+// oneSession is a token that refuses a second session.
+type oneSession struct {
+	sessionpool.Module
+	mu   sync.Mutex
+	open int
+}
+
+func (m *oneSession) OpenSession(slot, flags uint) (pkcs11.SessionHandle, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.open == 1 {
+		return 0, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)
+	}
+	h, err := m.Module.OpenSession(slot, flags)
+	if err == nil {
+		m.open++
+	}
+	return h, err
+}
+
+func (m *oneSession) CloseSession(h pkcs11.SessionHandle) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := m.Module.CloseSession(h)
+	if err == nil {
+		m.open--
+	}
+	return err
+}
+
+func TestOneLoginAndNoMoreSessionsThanWereInUse(t *testing.T) {
+	tok := testhsm.New(t)
+	spied, calls := testhsm.Spy(t, tok)
+	p, err := sessionpool.New(sessionpool.Config{
+		Module: spied, TokenLabel: tok.Labels[0], PIN: sessionpool.StaticPIN(testhsm.PIN),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 4
+	for range 5 {
+		var group sync.WaitGroup
+		for range most {
+			group.Go(func() {
+				s := acquire(t, p)
+				defer s.Release()
+				for range 3 {
+					if err := ping(s); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		group.Wait()
+	}
+	closePool(t, p)
+	if n := calls("C_Login"); n != 1 {
+		t.Errorf("C_Login was called %d times, want once", n)
+	}
+	if n := calls("C_OpenSession"); n > most+1 {
+		t.Errorf("C_OpenSession was called %d times, want %d and the anchor at most", n, most)
+	}
+	if o, c := calls("C_OpenSession"), calls("C_CloseSession"); o != c {
+		t.Errorf("%d sessions were opened, %d closed", o, c)
+	}
+	if n := calls("C_Logout"); n != 0 {
+		t.Errorf("C_Logout was called %d times, want never", n)
+	}
+	if i, f := calls("C_Initialize"), calls("C_Finalize"); i != 1 || f != 1 {
+		t.Errorf("C_Initialize was called %d times, C_Finalize %d times, want once each", i, f)
+	}
+}
