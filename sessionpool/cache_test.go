@@ -424,12 +424,13 @@ func TestOneLoginAndNoMoreSessionsThanWereInUse(t *testing.T) {
 		}
 		group.Wait()
 	}
+	opened := calls("C_OpenSession")
 	closePool(t, p)
 	if n := calls("C_Login"); n != 1 {
 		t.Errorf("C_Login was called %d times, want once", n)
 	}
-	if n := calls("C_OpenSession"); n > most+1 {
-		t.Errorf("C_OpenSession was called %d times, want %d and the anchor at most", n, most)
+	if opened == 0 || opened > most+1 {
+		t.Errorf("C_OpenSession was called %d times, want %d and the anchor at most", opened, most)
 	}
 	if o, c := calls("C_OpenSession"), calls("C_CloseSession"); o != c {
 		t.Errorf("%d sessions were opened, %d closed", o, c)

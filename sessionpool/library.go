@@ -86,7 +86,7 @@ func openLibrary(cfg *Config) (*library, error) {
 		return nil, fail(ErrConfig, nil, "the PKCS#11 library %s is in use with another initialisation string", cfg.Module)
 	}
 	if l.pools == 0 {
-		l.args = cfg.ModuleArgs
+		l.args, l.restarted = cfg.ModuleArgs, time.Time{}
 		if l.wrap != nil || cfg.Wrap != nil {
 			l.wrap = cfg.Wrap
 			l.instance = newInstance(l.native, l.wrap)
@@ -207,7 +207,7 @@ func (l *library) lost(generation uint64) {
 
 // restart finalises and initialises the library, which is the one way back for
 // modules whose device died. Only a library that we initialised, and on which no
-// second token rests, may be restarted, and not more often than once a second.
+// second token rests, may be restarted, and not time and again.
 func (l *library) restart(ctx context.Context, generation uint64, timeout time.Duration) error {
 	l.mu.Lock()
 	allowed := l.generation == generation && l.ours && l.ready && (l.private || len(l.tokens) == 1)
@@ -224,7 +224,7 @@ func (l *library) restart(ctx context.Context, generation uint64, timeout time.D
 
 // restartInterval keeps callers that meet a dead HSM from finalising it all the
 // time under those for whom it has just come back.
-const restartInterval = time.Second
+const restartInterval = 100 * time.Millisecond
 
 // reinitialise is the step of a restart.
 func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
@@ -273,7 +273,13 @@ func (l *library) replace() error {
 func (l *library) release(ctx context.Context, timeout time.Duration) error {
 	l.mu.Lock()
 	l.pools--
-	if l.pools > 0 || !l.ready || !l.ours || l.changing != nil {
+	if l.pools > 0 || !l.ready || l.changing != nil {
+		l.mu.Unlock()
+		return nil
+	}
+	if !l.ours {
+		// Its owner may finalise it at any time: the next pool looks again.
+		l.setReady(false)
 		l.mu.Unlock()
 		return nil
 	}
@@ -287,6 +293,9 @@ func (l *library) release(ctx context.Context, timeout time.Duration) error {
 func (l *library) finalise(timeout time.Duration) error {
 	in := l.current()
 	if l.sharedWithOthers(in) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.setReady(l.pools > 0)
 		return nil
 	}
 	if !in.drain(timeout) {
@@ -308,8 +317,9 @@ func (l *library) finalise(timeout time.Duration) error {
 	return err
 }
 
-// sharedWithOthers reports whether sessions are open that are not ours: a
-// second PKCS#11 user in the process that would die with C_Finalize.
+// sharedWithOthers reports whether somebody else in the process has sessions,
+// who would die with C_Finalize. Ours are closed by now: a token that still
+// counts some, or on which a new session is logged in at once, is theirs too.
 func (l *library) sharedWithOthers(in *instance) bool {
 	if in.enter() != nil {
 		return false
@@ -322,11 +332,27 @@ func (l *library) sharedWithOthers(in *instance) bool {
 	}
 	for _, slot := range slots {
 		info, err := m.GetTokenInfo(slot)
-		if err == nil && info.SessionCount != unavailable && info.SessionCount > 0 {
+		switch {
+		case err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0:
+		case info.SessionCount != unavailable:
+			if info.SessionCount > 0 {
+				return true
+			}
+		case info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 && loggedInBySomebody(m, slot):
 			return true
 		}
 	}
 	return false
+}
+
+func loggedInBySomebody(m Module, slot uint) bool {
+	h, err := m.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return false
+	}
+	info, err := m.GetSessionInfo(h)
+	_ = m.CloseSession(h) // it held nothing
+	return err == nil && info.State != ckStateROPublic
 }
 
 // unavailable is CK_UNAVAILABLE_INFORMATION.

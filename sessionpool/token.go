@@ -79,11 +79,7 @@ func (t *Token) Supports(mechanism uint) bool {
 // joinToken finds the token that the configuration names, and enters the pool
 // among its users.
 func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
-	in, generation, err := l.use(ctx, p.cfg.OpTimeout)
-	if err != nil {
-		return nil, err
-	}
-	found, err := findToken(ctx, in, &p.cfg, ErrConfig)
+	found, err := l.find(ctx, &p.cfg, ErrConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -99,20 +95,20 @@ func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
 		t.sweeper.start(t)
 		l.tokens[found.info.Slot] = t
 	}
-	t.adopt(found, generation)
+	t.adopt(found)
 	t.members.add(p)
 	t.applyLimits()
 	return t, nil
 }
 
 // adopt takes over what a search found out about the token.
-func (t *Token) adopt(found foundToken, generation uint64) {
+func (t *Token) adopt(found foundToken) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.found != generation {
+	if t.found != found.generation {
 		t.epoch.Add(1)
 	}
-	t.info, t.mechanisms, t.found = found.info, found.mechanisms, generation
+	t.info, t.mechanisms, t.found = found.info, found.mechanisms, found.generation
 }
 
 // locate returns the slot of the token in the present generation of its
@@ -130,7 +126,7 @@ func (t *Token) locate(ctx context.Context, cfg *Config, again bool) (in *instan
 		return in, generation, info.Slot, nil
 	}
 	same := Config{TokenLabel: info.Label, TokenSerial: info.Serial, OpTimeout: cfg.OpTimeout, Module: cfg.Module}
-	found, err := findToken(ctx, in, &same, ErrSession)
+	found, err := t.library.find(ctx, &same, ErrSession)
 	if err != nil {
 		return nil, 0, 0, err
 	}
@@ -141,14 +137,33 @@ func (t *Token) locate(ctx context.Context, cfg *Config, again bool) (in *instan
 		l.tokens[found.info.Slot] = t
 	}
 	l.mu.Unlock()
-	t.adopt(found, generation)
-	return in, generation, found.info.Slot, nil
+	t.adopt(found)
+	return found.instance, found.generation, found.info.Slot, nil
 }
 
 // foundToken is the outcome of a search.
 type foundToken struct {
+	instance   *instance
+	generation uint64
 	info       TokenInfo
 	mechanisms map[uint]struct{}
+}
+
+// find looks for a token, and initialises a library that somebody finalised.
+func (l *library) find(ctx context.Context, cfg *Config, none error) (foundToken, error) {
+	for try := 1; ; try++ {
+		in, generation, err := l.use(ctx, cfg.OpTimeout)
+		if err != nil {
+			return foundToken{}, err
+		}
+		found, err := findToken(ctx, in, cfg, none)
+		if classify(err) == moduleLost && try == 1 {
+			l.lost(generation)
+			continue
+		}
+		found.instance, found.generation = in, generation
+		return found, err
+	}
 }
 
 // findToken looks for the one token that cfg names. Slots that are empty,

@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"errors"
 	"slices"
 	"sync"
 
@@ -78,6 +79,32 @@ func (m *module) do(function string, call func() error) error {
 	return call()
 }
 
+// on is do for a call on a session. A session that is said to be closed is
+// closed: a pool does not close it again, so it would leak.
+func (m *module) on(h pkcs11.SessionHandle, function string, call func() error) error {
+	instead, err := m.injector.before(function)
+	if err != nil {
+		m.makeTrue(h, err)
+		return err
+	}
+	if instead {
+		return nil
+	}
+	m.calls.RLock()
+	defer m.calls.RUnlock()
+	return call()
+}
+
+func (m *module) makeTrue(h pkcs11.SessionHandle, err error) {
+	if errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_CLOSED)) || errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)) {
+		m.calls.RLock()
+		defer m.calls.RUnlock()
+		if m.Module.CloseSession(h) == nil {
+			m.closed(h)
+		}
+	}
+}
+
 func (m *module) Initialize(opts ...pkcs11.InitializeOption) error {
 	return m.do("C_Initialize", func() error { return m.Module.Initialize(opts...) })
 }
@@ -133,52 +160,52 @@ func (m *module) CloseSession(h pkcs11.SessionHandle) error {
 }
 
 func (m *module) GetSessionInfo(h pkcs11.SessionHandle) (info pkcs11.SessionInfo, err error) {
-	err = m.do("C_GetSessionInfo", func() error { info, err = m.Module.GetSessionInfo(h); return err })
+	err = m.on(h, "C_GetSessionInfo", func() error { info, err = m.Module.GetSessionInfo(h); return err })
 	return info, err
 }
 
 func (m *module) Login(h pkcs11.SessionHandle, userType uint, pin string) error {
-	return m.do("C_Login", func() error { return m.Module.Login(h, userType, pin) })
+	return m.on(h, "C_Login", func() error { return m.Module.Login(h, userType, pin) })
 }
 
 func (m *module) Logout(h pkcs11.SessionHandle) error {
-	return m.do("C_Logout", func() error { return m.Module.Logout(h) })
+	return m.on(h, "C_Logout", func() error { return m.Module.Logout(h) })
 }
 
 func (m *module) FindObjectsInit(h pkcs11.SessionHandle, template []*pkcs11.Attribute) error {
-	return m.do("C_FindObjectsInit", func() error { return m.Module.FindObjectsInit(h, template) })
+	return m.on(h, "C_FindObjectsInit", func() error { return m.Module.FindObjectsInit(h, template) })
 }
 
 func (m *module) FindObjects(h pkcs11.SessionHandle, limit int) (found []pkcs11.ObjectHandle, more bool, err error) {
-	err = m.do("C_FindObjects", func() error { found, more, err = m.Module.FindObjects(h, limit); return err })
+	err = m.on(h, "C_FindObjects", func() error { found, more, err = m.Module.FindObjects(h, limit); return err })
 	return found, more, err
 }
 
 func (m *module) FindObjectsFinal(h pkcs11.SessionHandle) error {
-	return m.do("C_FindObjectsFinal", func() error { return m.Module.FindObjectsFinal(h) })
+	return m.on(h, "C_FindObjectsFinal", func() error { return m.Module.FindObjectsFinal(h) })
 }
 
 func (m *module) GetAttributeValue(h pkcs11.SessionHandle, o pkcs11.ObjectHandle, a []*pkcs11.Attribute) (values []*pkcs11.Attribute, err error) {
-	err = m.do("C_GetAttributeValue", func() error { values, err = m.Module.GetAttributeValue(h, o, a); return err })
+	err = m.on(h, "C_GetAttributeValue", func() error { values, err = m.Module.GetAttributeValue(h, o, a); return err })
 	return values, err
 }
 
 func (m *module) CreateObject(h pkcs11.SessionHandle, template []*pkcs11.Attribute) (o pkcs11.ObjectHandle, err error) {
-	err = m.do("C_CreateObject", func() error { o, err = m.Module.CreateObject(h, template); return err })
+	err = m.on(h, "C_CreateObject", func() error { o, err = m.Module.CreateObject(h, template); return err })
 	return o, err
 }
 
 func (m *module) DestroyObject(h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
-	return m.do("C_DestroyObject", func() error { return m.Module.DestroyObject(h, o) })
+	return m.on(h, "C_DestroyObject", func() error { return m.Module.DestroyObject(h, o) })
 }
 
 func (m *module) GenerateKey(h pkcs11.SessionHandle, mech []*pkcs11.Mechanism, template []*pkcs11.Attribute) (o pkcs11.ObjectHandle, err error) {
-	err = m.do("C_GenerateKey", func() error { o, err = m.Module.GenerateKey(h, mech, template); return err })
+	err = m.on(h, "C_GenerateKey", func() error { o, err = m.Module.GenerateKey(h, mech, template); return err })
 	return o, err
 }
 
 func (m *module) GenerateKeyPair(h pkcs11.SessionHandle, mech []*pkcs11.Mechanism, public, private []*pkcs11.Attribute) (pub, priv pkcs11.ObjectHandle, err error) {
-	err = m.do("C_GenerateKeyPair", func() error {
+	err = m.on(h, "C_GenerateKeyPair", func() error {
 		pub, priv, err = m.Module.GenerateKeyPair(h, mech, public, private)
 		return err
 	})
@@ -186,21 +213,23 @@ func (m *module) GenerateKeyPair(h pkcs11.SessionHandle, mech []*pkcs11.Mechanis
 }
 
 func (m *module) SignInit(h pkcs11.SessionHandle, mech []*pkcs11.Mechanism, key pkcs11.ObjectHandle) error {
-	return m.do("C_SignInit", func() error { return m.Module.SignInit(h, mech, key) })
+	return m.on(h, "C_SignInit", func() error { return m.Module.SignInit(h, mech, key) })
 }
 
 func (m *module) Sign(h pkcs11.SessionHandle, data []byte) (sig []byte, err error) {
-	err = m.do("C_Sign", func() error { sig, err = m.Module.Sign(h, data); return err })
+	err = m.on(h, "C_Sign", func() error { sig, err = m.Module.Sign(h, data); return err })
 	return sig, err
 }
 
 // SignSingle is C_SignInit and C_Sign, and either may fail.
 func (m *module) SignSingle(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
-	if _, err := m.injector.before("C_SignInit"); err != nil {
-		return nil, err
+	_, err := m.injector.before("C_SignInit")
+	instead := false
+	if err == nil {
+		instead, err = m.injector.before("C_Sign")
 	}
-	instead, err := m.injector.before("C_Sign")
 	if err != nil {
+		m.makeTrue(h, err)
 		return nil, err
 	}
 	if instead {
@@ -212,10 +241,10 @@ func (m *module) SignSingle(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mec
 }
 
 func (m *module) DecryptInit(h pkcs11.SessionHandle, mech []*pkcs11.Mechanism, key pkcs11.ObjectHandle) error {
-	return m.do("C_DecryptInit", func() error { return m.Module.DecryptInit(h, mech, key) })
+	return m.on(h, "C_DecryptInit", func() error { return m.Module.DecryptInit(h, mech, key) })
 }
 
 func (m *module) Decrypt(h pkcs11.SessionHandle, ciphertext []byte) (plain []byte, err error) {
-	err = m.do("C_Decrypt", func() error { plain, err = m.Module.Decrypt(h, ciphertext); return err })
+	err = m.on(h, "C_Decrypt", func() error { plain, err = m.Module.Decrypt(h, ciphertext); return err })
 	return plain, err
 }
