@@ -32,19 +32,25 @@ func (e *Error) Error() string {
 // pin-source is a file: an absolute path, alone or as file:/path,
 // file:///path or file://localhost/path. It is percent-decoded once, like
 // every other attribute. A command ("|program") is refused.
-func Parse(uri string) (URI, error) {
+func Parse(uri string) (URI, error) { return parse(uri, nil) }
+
+// ParseOnly is Parse where only the named standard attributes have a meaning. It
+// refuses the others: ignored, they would match more than they say.
+func ParseOnly(uri string, names ...string) (URI, error) { return parse(uri, names) }
+
+func parse(uri string, only []string) (URI, error) {
 	if len(uri) < len(scheme) || !strings.EqualFold(uri[:len(scheme)], scheme) {
 		return URI{}, &Error{Reason: `does not begin with "pkcs11:"`}
 	}
 	path, query, _ := strings.Cut(uri[len(scheme):], "?")
 
 	var u URI
-	p := component{uri: &u, known: pathAttributes, elsewhere: queryAttributes,
+	p := component{uri: &u, only: only, known: pathAttributes, elsewhere: queryAttributes,
 		misplaced: `belongs in the query, after "?"`, isChar: isPathChar}
 	if err := p.parse(path, len(scheme), ";"); err != nil {
 		return URI{}, err
 	}
-	q := component{uri: &u, known: queryAttributes, elsewhere: pathAttributes,
+	q := component{uri: &u, only: only, known: queryAttributes, elsewhere: pathAttributes,
 		misplaced: `belongs in the path, before "?"`, isChar: isQueryChar, vendor: true}
 	queryOffset := len(scheme) + len(path) + 1
 	if err := q.parse(query, queryOffset, "&"); err != nil {
@@ -59,6 +65,7 @@ func Parse(uri string) (URI, error) {
 // component reads the path or the query of a URI.
 type component struct {
 	uri       *URI
+	only      []string // names of the attributes that are allowed; nil: all
 	known     []attribute
 	elsewhere []attribute // attributes of the other component
 	misplaced string      // what to say about those
@@ -101,6 +108,9 @@ func (c *component) attribute(run string, offset int) error {
 	i := slices.IndexFunc(c.known, byName)
 	if i < 0 {
 		return c.unknown(name, raw, offset, valueOffset)
+	}
+	if c.only != nil && !slices.Contains(c.only, name) {
+		return &Error{name, offset, "has no meaning here; allowed are " + strings.Join(c.only, ", ")}
 	}
 	a := c.known[i]
 	if slices.Contains(c.seen, name) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func parse(t *testing.T, text string) URI {
+func mustParse(t *testing.T, text string) URI {
 	t.Helper()
 	u, err := Parse(text)
 	if err != nil {
@@ -21,7 +21,7 @@ func parse(t *testing.T, text string) URI {
 func slot(n uint) *uint { return &n }
 
 func TestEveryAttributeIsRead(t *testing.T) {
-	got := parse(t, "pkcs11:token=The%20Software%20PKCS%2311%20Softtoken;manufacturer=Snake%20Oil,%20Inc.;"+
+	got := mustParse(t, "pkcs11:token=The%20Software%20PKCS%2311%20Softtoken;manufacturer=Snake%20Oil,%20Inc.;"+
 		"serial=0001;model=1.0;library-manufacturer=Oil;library-description=Soft%20Library;library-version=2.40;"+
 		"object=my-certificate;type=cert;id=%69%95%3E%5C%F4%BD%EC%91;"+
 		"slot-manufacturer=Slots;slot-description=Front%20slot;slot-id=4294967295"+
@@ -40,14 +40,14 @@ func TestEveryAttributeIsRead(t *testing.T) {
 
 func TestAnEmptyURIMatchesEverything(t *testing.T) {
 	for _, text := range []string{"pkcs11:", "pkcs11:?", "PKCS11:"} {
-		if got := parse(t, text); !reflect.DeepEqual(got, URI{}) {
+		if got := mustParse(t, text); !reflect.DeepEqual(got, URI{}) {
 			t.Errorf("Parse(%q) = %+v", text, got)
 		}
 	}
 }
 
 func TestValuesArePercentDecodedAndNothingElse(t *testing.T) {
-	u := parse(t, "pkcs11:object=a+b%2Bc%20d;id=0123;token=%c3%a4?pin-value=+%26")
+	u := mustParse(t, "pkcs11:object=a+b%2Bc%20d;id=0123;token=%c3%a4?pin-value=+%26")
 	if u.Object != "a+b+c d" {
 		t.Errorf("object = %q: a plus sign must stay one", u.Object)
 	}
@@ -60,13 +60,13 @@ func TestValuesArePercentDecodedAndNothingElse(t *testing.T) {
 	if u.PINValue != "+&" {
 		t.Errorf("pin-value = %q", u.PINValue)
 	}
-	if u := parse(t, "pkcs11:object=a%2541"); u.Object != "a%41" {
+	if u := mustParse(t, "pkcs11:object=a%2541"); u.Object != "a%41" {
 		t.Errorf("object = %q: decoded twice", u.Object)
 	}
 }
 
 func TestAttributeNamesHaveNoCase(t *testing.T) {
-	u := parse(t, "pkcs11:Token=a;TYPE=Private?PIN-Value=1234")
+	u := mustParse(t, "pkcs11:Token=a;TYPE=Private?PIN-Value=1234")
 	if u.Token != "a" || u.Type != "private" || u.PINValue != "1234" {
 		t.Errorf("got %+v, PIN of %d bytes", u, len(u.PINValue))
 	}
@@ -81,14 +81,14 @@ func TestPINSourceIsAFile(t *testing.T) {
 		"FILE:/run/pin":            "/run/pin",
 		"file:/run/my%20pin":       "/run/my pin",
 	} {
-		if u := parse(t, "pkcs11:?pin-source="+source); u.PINSource != want {
+		if u := mustParse(t, "pkcs11:?pin-source="+source); u.PINSource != want {
 			t.Errorf("pin-source=%s: got %q, want %q", source, u.PINSource, want)
 		}
 	}
 }
 
 func TestVendorAttributesOfTheQueryAreDropped(t *testing.T) {
-	u := parse(t, "pkcs11:token=a?acme-rack=4&x-acme=1&x-acme=2&acme_2=")
+	u := mustParse(t, "pkcs11:token=a?acme-rack=4&x-acme=1&x-acme=2&acme_2=")
 	if want := (URI{Token: "a"}); !reflect.DeepEqual(u, want) {
 		t.Errorf("got %+v", u)
 	}
@@ -166,8 +166,25 @@ func TestBadURIsAreRefusedWithAttributeAndOffset(t *testing.T) {
 	}
 }
 
+func TestAttributesWithoutAMeaningAreRefused(t *testing.T) {
+	if u, err := ParseOnly("pkcs11:token=a?module-path=/lib/a.so&acme=1", "token", "module-path"); err != nil || u.Token != "a" {
+		t.Errorf("got %v, %v", u, err)
+	}
+	for text, want := range map[string]Error{
+		"pkcs11:token=a;Object=b":           {Attribute: "object", Offset: 15},
+		"pkcs11:token=a?pin-value=s3cret":   {Attribute: "pin-value", Offset: 15},
+		"pkcs11:slot-id=1?module-path=/lib": {Attribute: "slot-id", Offset: 7},
+	} {
+		_, err := ParseOnly(text, "token", "module-path")
+		var bad *Error
+		if !errors.As(err, &bad) || bad.Attribute != want.Attribute || bad.Offset != want.Offset {
+			t.Errorf("ParseOnly(%q): %v; want attribute %q at offset %d", text, err, want.Attribute, want.Offset)
+		}
+	}
+}
+
 func TestNoTextOfAURIHoldsThePIN(t *testing.T) {
-	u := parse(t, "pkcs11:token=a?pin-value=s3cret&module-path=/lib/a.so")
+	u := mustParse(t, "pkcs11:token=a?pin-value=s3cret&module-path=/lib/a.so")
 	asJSON, err := json.Marshal(u)
 	if err != nil {
 		t.Fatal(err)

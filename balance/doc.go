@@ -1,0 +1,2 @@
+// Package balance decides which HSM serves the next session.
+package balance
