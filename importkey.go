@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 )
@@ -46,6 +47,9 @@ func importers(key any) (KeyType, []recipe, error) {
 		if len(key) != ed25519.PrivateKeySize {
 			return "", nil, fmt.Errorf("%w: an Ed25519 key of %d bytes", ErrInvalid, len(key))
 		}
+		if !ed25519.NewKeyFromSeed(key.Seed()).Equal(key) {
+			return "", nil, fmt.Errorf("%w: the public key does not belong to the private key", ErrInvalid)
+		}
 		return importEC(curveEd25519, key.Public(), key.Seed())
 	case *ed25519.PrivateKey:
 		if key == nil {
@@ -62,7 +66,7 @@ func importRSA(key *rsa.PrivateKey) (KeyType, []recipe, error) {
 	switch {
 	case key == nil || key.N == nil || key.D == nil:
 		return "", nil, fmt.Errorf("%w: no key", ErrInvalid)
-	case len(key.Primes) != 2:
+	case len(key.Primes) != 2 || slices.Contains(key.Primes, nil):
 		return "", nil, fmt.Errorf("%w: an RSA key with %d primes", ErrUnsupported, len(key.Primes))
 	case key.N.BitLen() < minRSABits:
 		return "", nil, fmt.Errorf("%w: an RSA key of %d bits; JOSE wants %d or more (RFC 7518 section 3.3)", ErrUnsupported, key.N.BitLen(), minRSABits)
@@ -108,11 +112,18 @@ func importECDSA(key *ecdsa.PrivateKey) (KeyType, []recipe, error) {
 	if c == nil {
 		return "", nil, fmt.Errorf("%w: an EC key on %s; JOSE signs on P-256, P-384 and P-521", ErrUnsupported, key.Params().Name)
 	}
-	secret, err := key.Bytes() // as long as the curve's order, and checked
+	if key.D == nil || key.X == nil || key.Y == nil { //nolint:staticcheck // Bytes panics without them
+		return "", nil, fmt.Errorf("%w: half an EC key", ErrInvalid)
+	}
+	secret, err := key.Bytes() // as long as the curve's order
 	if err != nil {
 		return "", nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return importEC(c, key.Public(), secret)
+	whole, err := ecdsa.ParseRawPrivateKey(key.Curve, secret)
+	if err != nil || !whole.PublicKey.Equal(&key.PublicKey) {
+		return "", nil, fmt.Errorf("%w: the public key does not belong to the private key", ErrInvalid)
+	}
+	return importEC(c, whole.Public(), secret)
 }
 
 // importEC has a recipe for each way in which modules want curve and point.

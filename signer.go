@@ -66,21 +66,26 @@ func (k *HSMJWK) schemeFor(opts crypto.SignerOpts) (*scheme, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := k.material.public.(*rsa.PublicKey); !ok {
+	public, ok := k.material.public.(*rsa.PublicKey)
+	if !ok {
 		return h.ec, nil
 	}
 	pss, ok := opts.(*rsa.PSSOptions)
 	if !ok {
 		return h.pkcs1, nil
 	}
-	switch salt := pss.SaltLength; {
-	case salt == rsa.PSSSaltLengthEqualsHash, salt == rsa.PSSSaltLengthAuto, salt == h.hash.Size():
-		return h.pssHash, nil
-	case salt < 0:
-		return nil, fmt.Errorf("%w: a PSS salt of %d bytes", ErrInvalid, salt)
-	default:
+	salt := pss.SaltLength
+	if salt == rsa.PSSSaltLengthEqualsHash || salt == rsa.PSSSaltLengthAuto {
+		salt = h.hash.Size()
+	}
+	// What a key has room for (RFC 8017 section 9.1.1).
+	if room := (public.N.BitLen()-1+7)/8 - h.hash.Size() - 2; salt < 0 || salt > room {
+		return nil, fmt.Errorf("%w: a PSS salt of %d bytes; a key of %d bits has room for %d", ErrInvalid, salt, public.N.BitLen(), max(room, 0))
+	}
+	if salt != h.hash.Size() {
 		return h.newPSS(salt), nil
 	}
+	return h.pssHash, nil
 }
 
 // encoded gives a signature the form that Go's crypto packages use.

@@ -47,3 +47,16 @@ func verify(key *hsmkey.HSMJWK, algorithm hsmkey.Algorithm, input, signature []b
 	}
 	return key.VerifyMAC(context.Background(), algorithm, input, signature)
 }
+
+// samePublic compares public keys.
+func samePublic(a, b crypto.PublicKey) bool {
+	comparable, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && comparable.Equal(b)
+}
+
+// verifyASN1 checks an ECDSA signature as Go's crypto packages make it.
+func verifyASN1(key *hsmkey.HSMJWK, hash crypto.Hash, message, signature []byte) bool {
+	digest := hash.New()
+	digest.Write(message)
+	return ecdsa.VerifyASN1(key.Public().(*ecdsa.PublicKey), digest.Sum(nil), signature)
+}

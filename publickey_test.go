@@ -1,0 +1,197 @@
+package hsmkey_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsmkey/hsmkey"
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+// certify puts a self-signed certificate of a key on the HSM onto the token.
+func certify(tb testing.TB, h *hsmkey.HSM, key crypto.Signer, label, id string) {
+	tb.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		Subject:      pkix.Name{CommonName: label},
+		NotAfter:     time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	create(tb, h, label, id,
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE),
+		pkcs11.NewAttribute(pkcs11.CKA_CERTIFICATE_TYPE, pkcs11.CKC_X_509),
+		pkcs11.NewAttribute(pkcs11.CKA_SUBJECT, []byte(label)),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE, der))
+}
+
+// removePublic takes the public-key object of a key off the token.
+func removePublic(tb testing.TB, h *hsmkey.HSM, key *hsmkey.HSMJWK) {
+	tb.Helper()
+	remove(tb, h, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), pkcs11.NewAttribute(pkcs11.CKA_ID, key.ID()))
+}
+
+func TestAMissingPublicKeyObjectIsReplacedByTheCertificate(t *testing.T) {
+	h := newHSM(t)
+	for _, typ := range []hsmkey.KeyType{hsmkey.RSA2048, hsmkey.P256, hsmkey.P384, hsmkey.P521, hsmkey.Ed25519} {
+		made := generate(t, h, string(typ), typ)
+		certify(t, h, made, "a certificate", string(made.ID()))
+		certify(t, h, made, "its renewal", string(made.ID()))
+		removePublic(t, h, made)
+		found := mustFind(t, h, hsmkey.Query{Label: string(typ)})
+		if found.Type() != typ || !samePublic(found.Public(), made.Public()) {
+			t.Errorf("%s: found %s with another public key", typ, found.Type())
+		}
+	}
+}
+
+func TestAnRSAKeyTellsItsPublicKeyItself(t *testing.T) {
+	h := newHSM(t)
+	made := generate(t, h, "rsa", hsmkey.RSA2048)
+	removePublic(t, h, made)
+	if found := mustFind(t, h, hsmkey.Query{Label: "rsa"}); !samePublic(found.Public(), made.Public()) {
+		t.Error("another public key")
+	}
+}
+
+func TestAnECKeyWithoutAnyPublicKeyIsNotFoundAndSaysWhy(t *testing.T) {
+	h := newHSM(t)
+	made := generate(t, h, "ec", hsmkey.P256)
+	other := generate(t, h, "other", hsmkey.P256)
+	certify(t, h, other, "ec", "another id")
+	removePublic(t, h, made)
+	_, err := h.Key(context.Background(), hsmkey.Query{Label: "ec"})
+	if !errors.Is(err, hsmkey.ErrKeyNotFound) || !strings.Contains(err.Error(), "public key") {
+		t.Errorf("Key = %v, want ErrKeyNotFound that speaks of the public key", err)
+	}
+}
+
+func TestPublicKeyInfoIsReadWhereThereIsNothingElse(t *testing.T) {
+	var info []byte
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+		return answersInfo{odd{m}, &info}
+	})
+	made := generate(t, h, "alone", hsmkey.P256)
+	var err error
+	if info, err = x509.MarshalPKIXPublicKey(made.Public()); err != nil {
+		t.Fatal(err)
+	}
+	removePublic(t, h, made)
+	if found := mustFind(t, h, hsmkey.Query{Label: "alone"}); !samePublic(found.Public(), made.Public()) {
+		t.Error("another public key")
+	}
+	info = info[:40]
+	if _, err := h.Key(context.Background(), hsmkey.Query{Label: "alone"}); !errors.Is(err, hsmkey.ErrKeyNotFound) {
+		t.Errorf("with half of it: %v, want ErrKeyNotFound", err)
+	}
+}
+
+// answersInfo answers CKA_PUBLIC_KEY_INFO, which SoftHSM2 leaves empty.
+type answersInfo struct {
+	odd
+	info *[]byte
+}
+
+func (o answersInfo) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
+	if len(*o.info) > 0 && a[0].Type == pkcs11.CKA_PUBLIC_KEY_INFO {
+		return []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_KEY_INFO, *o.info)}, nil
+	}
+	return o.Module.GetAttributeValue(h, object, a)
+}
+
+func TestDifferentPublicKeysOfOneKeyAreAmbiguousUnlessTheLabelDecides(t *testing.T) {
+	h := newHSM(t)
+	made := generate(t, h, "mine", hsmkey.P256)
+	other := generate(t, h, "other", hsmkey.P256)
+	add := func(label string) {
+		bare, err := other.Public().(*ecdsa.PublicKey).Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrapped, err := asn1.Marshal(bare)
+		if err != nil {
+			t.Fatal(err)
+		}
+		create(t, h, label, string(made.ID()),
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
+			pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
+			pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}),
+			pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, wrapped))
+	}
+	add("a stranger")
+	if found := mustFind(t, h, hsmkey.Query{Label: "mine"}); !samePublic(found.Public(), made.Public()) {
+		t.Error("the stranger's public key was taken")
+	}
+	add("mine")
+	if _, err := h.Key(context.Background(), hsmkey.Query{Label: "mine"}); !errors.Is(err, hsmkey.ErrAmbiguous) {
+		t.Errorf("Key = %v, want ErrAmbiguous", err)
+	}
+}
+
+func TestAPublicKeyObjectWithoutIDIsFoundByItsLabel(t *testing.T) {
+	h := newHSM(t)
+	made := generate(t, h, "mine", hsmkey.P256)
+	removePublic(t, h, made)
+	bare, err := made.Public().(*ecdsa.PublicKey).Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	create(t, h, "mine", "",
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
+		pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}),
+		pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, append([]byte{0x04, 0x41}, bare...)))
+	mustFind(t, h, hsmkey.Query{Label: "mine"})
+}
+
+func TestPointsAndCurvesAreReadAsModulesWriteThem(t *testing.T) {
+	unwrap := func(value []byte) ([]byte, error) {
+		var bare []byte
+		if _, err := asn1.Unmarshal(value, &bare); err != nil {
+			return nil, err
+		}
+		return bare, nil
+	}
+	shortHeader := func(value []byte) ([]byte, error) {
+		bare, err := unwrap(value)
+		return append([]byte{0x04, byte(len(bare))}, bare...), err
+	}
+	byName := func([]byte) ([]byte, error) { return asn1.MarshalWithParams("edwards25519", "printable") }
+	for _, test := range []struct {
+		name      string
+		typ       hsmkey.KeyType
+		attribute uint
+		change    func([]byte) ([]byte, error)
+	}{
+		{"a raw point on P-256", hsmkey.P256, pkcs11.CKA_EC_POINT, unwrap},
+		{"a raw point on P-384", hsmkey.P384, pkcs11.CKA_EC_POINT, unwrap},
+		{"a raw point on P-521", hsmkey.P521, pkcs11.CKA_EC_POINT, unwrap},
+		{"a raw point on Ed25519", hsmkey.Ed25519, pkcs11.CKA_EC_POINT, unwrap},
+		{"a malformed header on P-521", hsmkey.P521, pkcs11.CKA_EC_POINT, shortHeader},
+		{"Ed25519 by name", hsmkey.Ed25519, pkcs11.CKA_EC_PARAMS, byName},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+				return answers{odd{m}, test.attribute, test.change}
+			})
+			generate(t, h, "key", test.typ)
+			if found := mustFind(t, h, hsmkey.Query{Label: "key"}); found.Type() != test.typ {
+				t.Errorf("found %s", found.Type())
+			}
+		})
+	}
+}
