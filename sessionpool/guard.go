@@ -14,6 +14,7 @@ import (
 // Everything but started belongs to the session's goroutine.
 type guard struct {
 	instance *instance
+	user     bool         // the session is to be logged in
 	open     bool         // a run is going on
 	reached  bool         // a call of this run succeeded
 	failed   error        // the worst failure of this run
@@ -126,8 +127,17 @@ func (g *guard) GetSessionInfo(h pkcs11.SessionHandle) (pkcs11.SessionInfo, erro
 	return get(g, func(m Module) (pkcs11.SessionInfo, error) { return m.GetSessionInfo(h) })
 }
 
+// FindObjectsInit makes sure that the session is logged in: else a token would
+// show no private objects, and not say why.
 func (g *guard) FindObjectsInit(h pkcs11.SessionHandle, template []*pkcs11.Attribute) error {
-	return g.do(func(m Module) error { return m.FindObjectsInit(h, template) })
+	return g.do(func(m Module) error {
+		if g.user {
+			if info, err := m.GetSessionInfo(h); err == nil && isPublic(info) {
+				return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+			}
+		}
+		return m.FindObjectsInit(h, template)
+	})
 }
 
 func (g *guard) FindObjects(h pkcs11.SessionHandle, limit int) ([]pkcs11.ObjectHandle, bool, error) {

@@ -26,10 +26,11 @@ type library struct {
 	pools      int             // pools that rest on the library
 	tokens     map[uint]*Token // by slot, those that a pool uses
 	ready      bool            // initialised
-	ours       bool            // by us, so that we may finalise
+	ours       bool            // by us, and not finalised since, so that we may
 	generation uint64          // counts initialisations: handles of an older one are dead
 	changing   *change         // the change that goes on, or nil
 	restarted  time.Time       // when it was last restarted
+	used       bool            // by a pool that found its token
 
 	// live is the generation while the library is ready, else 0; it is read on
 	// the way of every call.
@@ -184,7 +185,7 @@ func (l *library) initialise() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ours = !adopted
+	l.ours = l.ours || !adopted
 	l.generation++
 	l.setReady(true)
 	return nil
@@ -202,6 +203,7 @@ func (l *library) lost(generation uint64) {
 	defer l.mu.Unlock()
 	if l.generation == generation && l.changing == nil {
 		l.setReady(false)
+		l.ours = false
 	}
 }
 
@@ -243,6 +245,7 @@ func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 	}
 	l.mu.Lock()
 	l.setReady(false)
+	l.ours = false
 	l.mu.Unlock()
 	_, err := await(context.Background(), timeout, "finalising the PKCS#11 library", func() (struct{}, error) {
 		return struct{}{}, in.module.Finalize()
@@ -292,7 +295,10 @@ func (l *library) release(ctx context.Context, timeout time.Duration) error {
 // the library alive, or waits in use until this ends.
 func (l *library) finalise(timeout time.Duration) error {
 	in := l.current()
-	if l.sharedWithOthers(in) {
+	l.mu.Lock()
+	used := l.used
+	l.mu.Unlock()
+	if used && l.sharedWithOthers(in) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.setReady(l.pools > 0)
@@ -306,6 +312,7 @@ func (l *library) finalise(timeout time.Duration) error {
 	l.mu.Lock()
 	needed := l.pools > 0
 	l.setReady(needed)
+	l.ours, l.used = needed, needed
 	l.mu.Unlock()
 	if needed {
 		return nil
@@ -352,7 +359,7 @@ func loggedInBySomebody(m Module, slot uint) bool {
 	}
 	info, err := m.GetSessionInfo(h)
 	_ = m.CloseSession(h) // it held nothing
-	return err == nil && info.State != ckStateROPublic
+	return err == nil && !isPublic(info)
 }
 
 // unavailable is CK_UNAVAILABLE_INFORMATION.

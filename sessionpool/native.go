@@ -24,26 +24,23 @@ typedef struct {
 	hk_ulong parameter_len;
 } hk_mechanism;
 
-typedef hk_ulong (*hk_get_function_list)(hk_functions **);
 typedef hk_ulong (*hk_sign_init)(hk_ulong, hk_mechanism *, hk_ulong);
 typedef hk_ulong (*hk_sign)(hk_ulong, unsigned char *, hk_ulong, unsigned char *, hk_ulong *);
 
-// hk_open loads a library and finds its function list. On failure it returns
-// NULL and says why in *why, which stays valid until the next dl call.
-static hk_functions *hk_open(const char *path, const char **why) {
+// hk_open loads a library that has a function list. On failure it returns NULL
+// and says why in *why, which stays valid until the next dl call.
+static void *hk_open(const char *path, const char **why) {
 	void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (lib == NULL) {
 		*why = dlerror();
 		return NULL;
 	}
-	hk_get_function_list get = (hk_get_function_list)dlsym(lib, "C_GetFunctionList");
-	hk_functions *list = NULL;
-	if (get == NULL || get(&list) != 0 || list == NULL) {
-		*why = "it is not a PKCS#11 library: no usable C_GetFunctionList";
+	if (dlsym(lib, "C_GetFunctionList") == NULL) {
+		*why = "it is not a PKCS#11 library: it has no C_GetFunctionList";
 		dlclose(lib);
 		return NULL;
 	}
-	return list;
+	return lib;
 }
 
 // hk_sign_single writes the signature to sig and its length to *sig_len.
@@ -75,7 +72,7 @@ import (
 // at-exit handlers may outlive C_Finalize.
 type native struct {
 	*pkcs11.Ctx
-	functions *C.hk_functions
+	functions *C.hk_functions // nil: SignSingle goes through Ctx
 }
 
 var _ Module = (*native)(nil)
@@ -100,15 +97,33 @@ func openNative(path string, private bool) (*native, error) {
 	cpath := C.CString(path)
 	defer C.free(unsafe.Pointer(cpath))
 	var why *C.char
-	functions := C.hk_open(cpath, &why)
-	if functions == nil {
+	handle := C.hk_open(cpath, &why)
+	if handle == nil {
 		return nil, fail(ErrConfig, nil, "cannot load the PKCS#11 library %s: %s", path, C.GoString(why))
 	}
 	ctx := pkcs11.New(path)
 	if ctx == nil {
 		return nil, fail(ErrConfig, nil, "cannot load the PKCS#11 library %s", path)
 	}
-	return &native{Ctx: ctx, functions: functions}, nil
+	n := &native{Ctx: ctx}
+	if inside := (*contextLayout)(unsafe.Pointer(ctx)).ctx; inside.handle == handle {
+		if inside.functions == nil {
+			return nil, fail(ErrConfig, nil, "the PKCS#11 library %s has no function list", path)
+		}
+		n.functions = inside.functions
+	}
+	return n, nil
+}
+
+// contextLayout is how miekg's Ctx looks inside. We must call through the very
+// function list that it has: p11-kit's client makes a new one, with a state of
+// its own, each time that it is asked. The handle of the library, which the
+// loader gives both of us, proves that the layout is what we think it is.
+type contextLayout struct {
+	ctx *struct {
+		handle    unsafe.Pointer
+		functions *C.hk_functions
+	}
 }
 
 // foreverString is a C string that is never freed: modules keep the pointer to
@@ -116,6 +131,13 @@ func openNative(path string, private bool) (*native, error) {
 func foreverString(s string) unsafe.Pointer { return unsafe.Pointer(C.CString(s)) }
 
 func (n *native) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
+	if n.functions == nil {
+		if err := n.SignInit(h, []*pkcs11.Mechanism{m}, key); err != nil {
+			return nil, err
+		}
+		sig, err := n.Sign(h, data)
+		return append(dst, sig...), err
+	}
 	start := len(dst)
 	dst = slices.Grow(dst, size)[:start+size]
 	length := C.hk_ulong(size)

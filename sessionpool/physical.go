@@ -72,7 +72,7 @@ func (t *Token) newPhysical(k kind, in *instance, generation uint64) *physical {
 		timer: time.NewTimer(time.Hour), suspicion: t.suspicion.Load(),
 	}
 	p.timer.Stop()
-	p.guard.instance = in
+	p.guard.instance, p.guard.user = in, !k.public() && t.needsLogin()
 	t.running.Add(1)
 	go p.run()
 	return p
@@ -217,14 +217,14 @@ func (p *physical) loggedIn() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return info.State != ckStateROPublic && info.State != ckStateRWPublic, nil
+	return !isPublic(info), nil
 }
 
-// Session states (PKCS#11 v2.40, CK_STATE) of a session without login.
-const (
-	ckStateROPublic = 0
-	ckStateRWPublic = 2
-)
+// isPublic reports whether a session is without login (PKCS#11 v2.40, CK_STATE).
+func isPublic(info pkcs11.SessionInfo) bool {
+	const roPublic, rwPublic = 0, 2
+	return info.State == roPublic || info.State == rwPublic
+}
 
 // check asks a session under suspicion whether it is still good, and whether it
 // is logged in.

@@ -85,6 +85,7 @@ func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.used = true
 	t := l.tokens[found.info.Slot]
 	if t == nil {
 		name := p.cfg.Name
@@ -232,6 +233,10 @@ func trim(s string) string { return strings.TrimRight(s, " \x00") }
 
 func chooseToken(tokens []TokenInfo, odd error, cfg *Config, none error) (TokenInfo, error) {
 	wanted := cfg.selector()
+	if none == ErrSession {
+		// It was there before.
+		odd = errors.Join(pkcs11.Error(pkcs11.CKR_TOKEN_NOT_PRESENT), odd)
+	}
 	var matches, withPIN []TokenInfo
 	for _, t := range tokens {
 		if cfg.matches(t) {
@@ -275,8 +280,8 @@ func (t *Token) leave(ctx context.Context, p *Pool) error {
 		maps.DeleteFunc(l.tokens, func(_ uint, other *Token) bool { return other == t })
 	}
 	l.mu.Unlock()
-	t.applyLimits()
 	if !last {
+		t.applyLimits()
 		return nil
 	}
 	t.sweeper.stop()
