@@ -29,7 +29,7 @@ import (
 )
 
 // DefaultDialTimeout is the DialTimeout of a Config that has none.
-const DefaultDialTimeout = 5 * time.Second
+const DefaultDialTimeout = 10 * time.Second
 
 const (
 	maxDialTimeout = time.Hour
@@ -57,7 +57,8 @@ type Config struct {
 	Plaintext bool
 
 	// DialTimeout limits connecting to the HSM, with name resolution and the
-	// TLS handshake. Zero: DefaultDialTimeout.
+	// TLS handshake, and once more the wait for the server's first answer.
+	// Zero: DefaultDialTimeout.
 	DialTimeout time.Duration
 }
 
@@ -239,7 +240,7 @@ func (b *Bridge) serve(client *net.UnixConn) {
 	defer b.untrack(server)
 	b.connected()
 
-	carry(client, server, func(err error) {
+	carry(client, server, b.dialTimeout, func(err error) {
 		b.fail(fmt.Errorf("connection to %s: %w", b.dialer.address, err))
 	})
 }

@@ -181,6 +181,9 @@ func TestAnIdleClientIsNotKeptWhenTheHostEnded(t *testing.T) {
 	connect(t, b)
 	eventually(t, "the connection is made", func() bool { return b.Stats().Connections == 1 })
 	eventually(t, "the connection is over", func() bool { return b.Stats().Active == 0 })
+	if err := b.Stats().LastError; err == nil || !strings.Contains(err.Error(), "closed by the HSM's host") {
+		t.Errorf("last error: %v", err)
+	}
 }
 
 func TestCloseEndsEverything(t *testing.T) {
@@ -271,20 +274,24 @@ func TestADeepTemporaryDirectoryIsNoObstacle(t *testing.T) {
 }
 
 func TestWithoutATemporaryDirectoryThereIsNoBridge(t *testing.T) {
-	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "missing"))
+	t.Setenv("TMPDIR", "/nonexistent") // short: for a long one there is /tmp
 	if _, err := bridge.Start(t.Context(), bridge.Config{Address: "127.0.0.1:1"}); !errors.Is(err, sessionpool.ErrSession) {
 		t.Errorf("error: %v, want ErrSession", err)
 	}
 }
 
 func TestTheServerAddressIsEncodedForP11Kit(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "50% of a;b")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	dir, err := os.MkdirTemp("", "50% of a;b") // t.TempDir would be too long
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	t.Setenv("TMPDIR", dir)
 	s := testhsm.Remote(t, testhsm.NewDetached(t), "127.0.0.2:0")
 	b := start(t, bridge.Config{Address: s.Address})
+	if !strings.HasPrefix(b.SocketPath(), dir) {
+		t.Fatalf("the socket is at %s", b.SocketPath())
+	}
 	if out, err := tool(clientOf(t, s, b), "--list-slots"); err != nil {
 		t.Errorf("%s: %v\n%s", b.ServerAddress(), err, out)
 	}

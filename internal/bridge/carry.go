@@ -3,6 +3,7 @@ package bridge
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -23,10 +24,14 @@ var errServerClosed = errors.New("closed by the HSM's host")
 // can notice. A p11-kit server ends its stream only when its client has, so its
 // end is a failure, too, when it comes first. Once the client has ended there is
 // nobody left to miss anything.
-func carry(client, server halfCloser, broken func(error)) {
+//
+// A host whose processes are stopped still accepts connections, so a server that
+// does not say anything within patience has failed, too: p11-kit's client speaks
+// first, as soon as it is connected, and waits for an answer.
+func carry(client, server halfCloser, patience time.Duration, broken func(error)) {
 	fromClient, fromServer := make(chan end, 1), make(chan end, 1)
 	go func() { fromClient <- forward(server, client) }()
-	go func() { fromServer <- forward(client, server) }()
+	go func() { fromServer <- answer(client, server, patience) }()
 
 	select {
 	case first := <-fromClient:
@@ -67,4 +72,24 @@ type end struct{ err error }
 func forward(dst io.Writer, src io.Reader) end {
 	_, err := io.Copy(dst, src)
 	return end{err}
+}
+
+// answer is forward for what the server says.
+func answer(client, server halfCloser, patience time.Duration) end {
+	timer := time.AfterFunc(patience, func() { _ = server.SetReadDeadline(time.Now()) })
+	buffer := make([]byte, 4096)
+	n, err := server.Read(buffer)
+	timer.Stop()
+	if err == nil {
+		_, err = client.Write(buffer[:n])
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		return end{}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return end{fmt.Errorf("connected, but there is no answer: %w", err)}
+	case err != nil:
+		return end{err}
+	}
+	return forward(client, server)
 }

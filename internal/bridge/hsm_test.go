@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 	"go.uber.org/goleak"
@@ -274,6 +275,42 @@ func TestInitialiseFailsWhileTheServerIsDown(t *testing.T) {
 	}
 	login(t, p)
 	if err := p.Finalize(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestInitialiseFailsWhileTheServerIsStopped(t *testing.T) {
+	s := testhsm.Remote(t, testhsm.NewDetached(t), "127.0.0.2:0")
+	b := start(t, bridge.Config{Address: s.Address, DialTimeout: 100 * time.Millisecond})
+	p := pkcs11.New(clientOf(t, s, b))
+	defer p.Destroy()
+	s.Stop() // the kernel still accepts connections for it
+	if err := p.Initialize(); !errors.Is(err, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)) {
+		t.Errorf("C_Initialize: %v, want CKR_DEVICE_ERROR", err)
+	}
+	if stats := b.Stats(); stats.Failures != 1 || !errors.Is(stats.LastError, os.ErrDeadlineExceeded) {
+		t.Errorf("stats: %+v", stats)
+	}
+}
+
+func TestPatienceIsForTheFirstAnswerOnly(t *testing.T) {
+	const patience = time.Second
+	s := testhsm.Remote(t, testhsm.NewDetached(t), "127.0.0.2:0")
+	b := start(t, bridge.Config{Address: s.Address, DialTimeout: patience})
+	p, session := load(t, clientOf(t, s, b))
+	s.Stop()
+	result := make(chan error, 1)
+	go func() {
+		_, err := p.GenerateRandom(session, 16)
+		result <- err
+	}()
+	select {
+	case err := <-result:
+		t.Errorf("a stopped server answered: %v", err)
+	case <-time.After(2 * patience):
+	}
+	s.Continue()
+	if err := <-result; err != nil {
 		t.Error(err)
 	}
 }
