@@ -60,6 +60,21 @@ func TestAListHasOneEndpointALine(t *testing.T) {
 	}
 }
 
+func TestTheDocumentedListIsAList(t *testing.T) {
+	page, err := os.ReadFile("../docs/load-balancing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "## The list\n\n```text\n")
+	list, _, found := strings.Cut(section, "```\n")
+	if !found {
+		t.Fatal("there is no list under its heading")
+	}
+	if n := len(parse(t, list)); n != 6 {
+		t.Errorf("%d endpoints", n)
+	}
+}
+
 func TestEndpointsSayWhatTheyAre(t *testing.T) {
 	for line, want := range map[string]string{
 		"10.0.20.1   4433": "10.0.20.1:4433",
