@@ -198,8 +198,8 @@ func TestAKeyThatCannotBeUsedIsRefusedBeforeTheHSMIsTouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign[40] ^= 1
-	mixed := *newKeys(t)[hsmkey.P256].(*ecdsa.PrivateKey)
-	mixed.PublicKey = newKeys(t)[hsmkey.P256].(*ecdsa.PrivateKey).PublicKey
+	mixed := *as[*ecdsa.PrivateKey](newKeys(t)[hsmkey.P256])
+	mixed.PublicKey = as[*ecdsa.PrivateKey](newKeys(t)[hsmkey.P256]).PublicKey
 	for name, test := range map[string]struct {
 		key   any
 		label string
@@ -423,7 +423,7 @@ type typed struct {
 }
 
 func (o typed) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
-	got, err := o.Module.GetAttributeValue(h, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, nil)})
+	got, err := o.GetAttributeValue(h, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, nil)})
 	if err != nil {
 		return nil, err
 	}

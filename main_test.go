@@ -2,6 +2,9 @@ package hsmkey_test
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,7 +15,36 @@ import (
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The environment of this process points to a token that the examples use, as a
+// reader's would. Tests make their own.
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "hsmkey-examples-")
+	if err == nil {
+		err = exampleToken(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir) // a temporary directory
+		os.Exit(code)
+	}))
+}
+
+func exampleToken(dir string) error {
+	h, err := testhsm.Create(dir, "example")
+	if err != nil {
+		return err
+	}
+	for _, pair := range h.Env() {
+		name, value, _ := strings.Cut(pair, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // slow is a limit for PKCS#11 calls that a machine under load does not reach:
 // generating a long RSA key in software under the race detector takes its time.

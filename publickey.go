@@ -90,8 +90,8 @@ func addPublic(list []crypto.PublicKey, public crypto.PublicKey) []crypto.Public
 
 // samePublic reports whether two public keys are the same key.
 func samePublic(a, b crypto.PublicKey) bool {
-	comparable, ok := a.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && comparable.Equal(b)
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
 }
 
 // sameKind reports whether a public key is of a PKCS#11 key type. Modules call

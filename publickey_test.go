@@ -32,10 +32,20 @@ func certify(tb testing.TB, h *hsmkey.HSM, key crypto.Signer, label, id string) 
 	if err != nil {
 		tb.Fatal(err)
 	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	serial, err := asn1.Marshal(certificate.SerialNumber)
+	if err != nil {
+		tb.Fatal(err)
+	}
 	create(tb, h, label, id,
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE),
 		pkcs11.NewAttribute(pkcs11.CKA_CERTIFICATE_TYPE, pkcs11.CKC_X_509),
-		pkcs11.NewAttribute(pkcs11.CKA_SUBJECT, []byte(label)),
+		pkcs11.NewAttribute(pkcs11.CKA_SUBJECT, certificate.RawSubject),
+		pkcs11.NewAttribute(pkcs11.CKA_ISSUER, certificate.RawIssuer),
+		pkcs11.NewAttribute(pkcs11.CKA_SERIAL_NUMBER, serial),
 		pkcs11.NewAttribute(pkcs11.CKA_VALUE, der))
 }
 
@@ -118,7 +128,7 @@ func TestDifferentPublicKeysOfOneKeyAreAmbiguousUnlessTheLabelDecides(t *testing
 	made := generate(t, h, "mine", hsmkey.P256)
 	other := generate(t, h, "other", hsmkey.P256)
 	add := func(label string) {
-		bare, err := other.Public().(*ecdsa.PublicKey).Bytes()
+		bare, err := as[*ecdsa.PublicKey](other.Public()).Bytes()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,7 +156,7 @@ func TestAPublicKeyObjectWithoutIDIsFoundByItsLabel(t *testing.T) {
 	h := newHSM(t)
 	made := generate(t, h, "mine", hsmkey.P256)
 	removePublic(t, h, made)
-	bare, err := made.Public().(*ecdsa.PublicKey).Bytes()
+	bare, err := as[*ecdsa.PublicKey](made.Public()).Bytes()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func TestTheAutomaticSaltIsAsLongAsTheHash(t *testing.T) {
 		t.Fatal(err)
 	}
 	strict := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}
-	if err := rsa.VerifyPSS(key.Public().(*rsa.PublicKey), crypto.SHA256, digest, signature, strict); err != nil {
+	if err := rsa.VerifyPSS(as[*rsa.PublicKey](key.Public()), crypto.SHA256, digest, signature, strict); err != nil {
 		t.Error(err)
 	}
 }
