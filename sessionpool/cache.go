@@ -1,7 +1,6 @@
 package sessionpool
 
 import (
-	"container/list"
 	"context"
 	"slices"
 	"sync"
@@ -20,7 +19,7 @@ type cache struct {
 	limits  limits
 	lowered int       // what the token itself turned out to allow, 0: nothing known
 	freed   time.Time // when a place was last given up
-	waiters list.List
+	waiters []*waiter // in the order in which they came
 }
 
 // waiter is a caller without a place. It gets a session of its kind, or nil:
@@ -55,14 +54,14 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh
 		c.mu.Unlock()
 		return nil, nil, fail(ErrSession, nil, "%d calls hang in the PKCS#11 library, no more are made until one comes back", n)
 	}
-	if c.waiters.Len() == 0 {
+	if len(c.waiters) == 0 {
 		if found, evict, ok := c.takeNow(k, fresh); ok {
 			c.mu.Unlock()
 			return found, evict, nil
 		}
 	}
 	w := &waiter{kind: k, fresh: fresh, ready: make(chan *physical, 1)}
-	element := c.waiters.PushBack(w)
+	c.waiters = append(c.waiters, w)
 	// Newcomers queue behind others, who may want what this one does not.
 	c.wake()
 	c.mu.Unlock()
@@ -85,7 +84,7 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh
 			c.places--
 		}
 	default:
-		c.waiters.Remove(element)
+		c.waiters = slices.DeleteFunc(c.waiters, func(other *waiter) bool { return other == w })
 	}
 	c.wake()
 	return nil, nil, err
@@ -146,13 +145,13 @@ func (c *cache) oldest() *physical {
 
 // wake serves waiters in their order for as long as it can.
 func (c *cache) wake() {
-	for e := c.waiters.Front(); e != nil; e = c.waiters.Front() {
-		w := e.Value.(*waiter)
+	for len(c.waiters) > 0 {
+		w := c.waiters[0]
 		found, evict, ok := c.takeNow(w.kind, w.fresh)
 		if !ok {
 			return
 		}
-		c.waiters.Remove(e)
+		c.waiters = slices.Delete(c.waiters, 0, 1)
 		if evict != nil {
 			found = evict
 		}
@@ -257,7 +256,7 @@ func (c *cache) snapshot(s *Stats) {
 	for _, stack := range c.idle {
 		s.Idle += len(stack)
 	}
-	s.Open, s.Orphans, s.Waiting, s.Limit = c.places, c.orphans, c.waiters.Len(), c.limit()
+	s.Open, s.Orphans, s.Waiting, s.Limit = c.places, c.orphans, len(c.waiters), c.limit()
 	s.InUse = c.places - s.Idle
 }
 

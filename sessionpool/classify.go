@@ -94,10 +94,6 @@ func (c class) untouched() bool {
 	return c == staleHandle || c == loginLost || c == sessionBroken || c == moduleLost
 }
 
-// usable reports whether the physical session survives, once what is lost has
-// been renewed.
-func (c class) usable() bool { return c <= loginLost }
-
 // gone reports whether the session's handle is certainly dead: it must not be
 // closed, because the module may have given its number to another session.
 func gone(err error) bool {

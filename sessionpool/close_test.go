@@ -120,7 +120,7 @@ func TestCloseDuringConstructionIsSafe(t *testing.T) {
 
 func TestCloseDoesNotWaitForeverForACallThatHangs(t *testing.T) {
 	h := newHSM(t)
-	h.cfg.OpTimeout = 30 * time.Millisecond
+	h.cfg.OpTimeout = 200 * time.Millisecond
 	p, err := sessionpool.New(h.cfg)
 	if err != nil {
 		t.Fatal(err)

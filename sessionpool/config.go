@@ -139,21 +139,21 @@ func modulePath(module string) (string, error) {
 	if err != nil {
 		return "", fail(ErrConfig, err, "PKCS#11 library %s", module)
 	}
-	real, err := filepath.EvalSymlinks(abs)
+	path, err := filepath.EvalSymlinks(abs)
 	if errors.Is(err, os.ErrNotExist) && !strings.ContainsRune(module, filepath.Separator) {
 		return module, nil
 	}
 	if err != nil {
 		return "", fail(ErrConfig, err, "cannot read the PKCS#11 library")
 	}
-	info, err := os.Stat(real)
+	info, err := os.Stat(path)
 	if err != nil {
 		return "", fail(ErrConfig, err, "cannot read the PKCS#11 library")
 	}
 	if !info.Mode().IsRegular() {
 		return "", fail(ErrConfig, nil, "the PKCS#11 library %s is not a file", module)
 	}
-	return real, nil
+	return path, nil
 }
 
 // matches reports whether a token is the one that the configuration names.

@@ -1,6 +1,7 @@
 package sessionpool
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -13,12 +14,15 @@ import (
 // token; and the worst return code, whatever the function makes of it.
 // Everything but started belongs to the session's goroutine.
 type guard struct {
-	instance *instance
-	user     bool         // the session is to be logged in
-	open     bool         // a run is going on
-	reached  bool         // a call of this run succeeded
-	failed   error        // the worst failure of this run
-	started  atomic.Int64 // when the present call began (clock), 0: none
+	instance   *instance
+	generation uint64         // that its handle is good for
+	user       bool           // the session is to be logged in
+	epoch      *atomic.Uint64 // the token's
+	login      uint64         // the epoch in which the present search began
+	open       bool           // a run is going on
+	reached    bool           // a call of this run succeeded
+	failed     error          // the worst failure of this run
+	started    atomic.Int64   // when the present call began (clock), 0: none
 }
 
 var _ Module = (*guard)(nil)
@@ -35,7 +39,7 @@ func (g *guard) enter() (Module, error) {
 	if !g.open {
 		return nil, fail(ErrClosed, nil, "the Module of Session.Do was used after the function returned")
 	}
-	if err := g.instance.enter(); err != nil {
+	if err := g.instance.enterFor(g.generation); err != nil {
 		g.note(err)
 		return nil, err
 	}
@@ -127,17 +131,33 @@ func (g *guard) GetSessionInfo(h pkcs11.SessionHandle) (pkcs11.SessionInfo, erro
 	return get(g, func(m Module) (pkcs11.SessionInfo, error) { return m.GetSessionInfo(h) })
 }
 
-// FindObjectsInit makes sure that the session is logged in: else a token would
-// show no private objects, and not say why.
+// FindObjectsInit, and FindObjectsFinal in the end, make sure that the session
+// is logged in: else a token shows no private objects, and does not say why.
 func (g *guard) FindObjectsInit(h pkcs11.SessionHandle, template []*pkcs11.Attribute) error {
 	return g.do(func(m Module) error {
-		if g.user {
-			if info, err := m.GetSessionInfo(h); err == nil && isPublic(info) {
-				return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
-			}
+		g.login = g.epoch.Load()
+		if err := g.stillLoggedIn(m, h); err != nil {
+			return err
 		}
 		return m.FindObjectsInit(h, template)
 	})
+}
+
+func (g *guard) FindObjectsFinal(h pkcs11.SessionHandle) error {
+	return g.do(func(m Module) error {
+		return errors.Join(m.FindObjectsFinal(h), g.stillLoggedIn(m, h))
+	})
+}
+
+func (g *guard) stillLoggedIn(m Module, h pkcs11.SessionHandle) error {
+	if !g.user {
+		return nil
+	}
+	info, err := m.GetSessionInfo(h)
+	if err == nil && (isPublic(info) || g.login != g.epoch.Load()) {
+		err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	return err
 }
 
 func (g *guard) FindObjects(h pkcs11.SessionHandle, limit int) ([]pkcs11.ObjectHandle, bool, error) {
@@ -147,10 +167,6 @@ func (g *guard) FindObjects(h pkcs11.SessionHandle, limit int) ([]pkcs11.ObjectH
 	}
 	found, more, err := m.FindObjects(h, limit)
 	return found, more, g.leave(err)
-}
-
-func (g *guard) FindObjectsFinal(h pkcs11.SessionHandle) error {
-	return g.do(func(m Module) error { return m.FindObjectsFinal(h) })
 }
 
 func (g *guard) GetAttributeValue(h pkcs11.SessionHandle, o pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {

@@ -74,10 +74,10 @@ func TestACallThatHangsLetsItsCallerGo(t *testing.T) {
 
 func TestAFunctionOfManyCallsMayLastLongerThanOneCall(t *testing.T) {
 	h := newHSM(t)
-	p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout = 40 * time.Millisecond })
+	p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout = 200 * time.Millisecond })
 	s := acquire(t, p)
 	defer s.Release()
-	h.fault.Delay("C_GetSessionInfo", 10*time.Millisecond)
+	h.fault.Delay("C_GetSessionInfo", 30*time.Millisecond)
 	err := s.Do(context.Background(), func(m sessionpool.Module, sh pkcs11.SessionHandle) error {
 		for range 10 {
 			if _, err := m.GetSessionInfo(sh); err != nil {
@@ -93,7 +93,7 @@ func TestAFunctionOfManyCallsMayLastLongerThanOneCall(t *testing.T) {
 
 func TestOrphansAreCapped(t *testing.T) {
 	h := newHSM(t)
-	p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout, c.MaxOrphans = 20*time.Millisecond, 2 })
+	p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout, c.MaxOrphans = 200*time.Millisecond, 2 })
 	pub := makeKey(t, p, "key")
 	digest := sha256.Sum256(nil)
 	for range 2 {
@@ -115,7 +115,7 @@ func TestHangsOutsideOfCallersFunctionsAreBoundedToo(t *testing.T) {
 	for _, function := range []string{"C_OpenSession", "C_Login", "C_GetSessionInfo"} {
 		t.Run(function, func(t *testing.T) {
 			h := newHSM(t)
-			p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout = 30 * time.Millisecond })
+			p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout = 200 * time.Millisecond })
 			_, release := h.fault.Hang(function)
 			defer release()
 			_, err := p.Acquire(context.Background())
@@ -132,7 +132,7 @@ func TestHangsOutsideOfCallersFunctionsAreBoundedToo(t *testing.T) {
 		t.Run(function, func(t *testing.T) {
 			h := newHSM(t)
 			_, release := h.fault.Hang(function)
-			h.cfg.OpTimeout = 30 * time.Millisecond
+			h.cfg.OpTimeout = 200 * time.Millisecond
 			if _, err := sessionpool.New(h.cfg); !errors.Is(err, sessionpool.ErrTimeout) {
 				t.Errorf("got %v, want ErrTimeout", err)
 			}

@@ -2,11 +2,10 @@ package sessionpool
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,17 +17,32 @@ import (
 // finalise closes the gate, waits until it is empty, and opens it again.
 type instance struct {
 	module Module
-	inside atomic.Int64
-	shut   atomic.Bool
-	empty  chan struct{} // told, without waiting, when the last call leaves a shut gate
+	// generation is that of the library; it changes only while the gate is
+	// shut, so that no call comes with a handle of an older one.
+	generation atomic.Uint64
+	inside     atomic.Int64
+	shut       atomic.Bool
+	empty      chan struct{} // told, without waiting, when the last call leaves a shut gate
 }
 
-// errShut is what a call meets at a shut gate: the library is being finalised.
-var errShut error = pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)
+// errShut is what a call meets at a shut gate.
+var errShut = fail(ErrSession, pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED), "the PKCS#11 library is being finalised")
 
 func (in *instance) enter() error {
 	in.inside.Add(1)
 	if in.shut.Load() {
+		in.leave()
+		return errShut
+	}
+	return nil
+}
+
+// enterFor is enter for a handle of a generation.
+func (in *instance) enterFor(generation uint64) error {
+	if err := in.enter(); err != nil {
+		return err
+	}
+	if in.generation.Load() != generation {
 		in.leave()
 		return errShut
 	}
@@ -77,24 +91,23 @@ func copyLibrary(path string) (copied string, err error) {
 	if err != nil {
 		return "", err
 	}
-	defer from.Close()
+	defer func() { _ = from.Close() }()
 	dir, err := os.MkdirTemp("", "hsmkey-module-")
 	if err != nil {
 		return "", err
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(dir)
+			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
 	copied = filepath.Join(dir, filepath.Base(path))
-	to, err := os.OpenFile(copied, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700)
+	to, err := os.OpenFile(copied, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700) //nolint:gosec // a library may have to be executable to be loaded
 	if err != nil {
 		return "", err
 	}
 	if _, err := io.Copy(to, from); err != nil {
-		to.Close()
-		return "", err
+		return "", errors.Join(err, to.Close())
 	}
 	return copied, to.Close()
 }
@@ -122,33 +135,4 @@ func await[T any](ctx context.Context, timeout time.Duration, what string, step 
 	case <-timer.C:
 		return none, fail(ErrTimeout, nil, "%s took longer than %v", what, timeout)
 	}
-}
-
-// setEnv sets NAME=value pairs for the time that a module initialises, and
-// returns what puts the old values back.
-func setEnv(pairs []string) (restore func(), err error) {
-	type old struct {
-		name, value string
-		was         bool
-	}
-	var olds []old
-	restore = func() {
-		for _, o := range olds {
-			if o.was {
-				os.Setenv(o.name, o.value)
-			} else {
-				os.Unsetenv(o.name)
-			}
-		}
-	}
-	for _, pair := range pairs {
-		name, value, _ := strings.Cut(pair, "=")
-		before, was := os.LookupEnv(name)
-		olds = append(olds, old{name, before, was})
-		if err := os.Setenv(name, value); err != nil {
-			restore()
-			return nil, fmt.Errorf("setting %s: %w", name, err)
-		}
-	}
-	return restore, nil
 }

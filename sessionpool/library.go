@@ -60,10 +60,6 @@ var libraries = struct {
 	byPath map[string]*library
 }{byPath: map[string]*library{}}
 
-// envTurn is held by the one goroutine that changes the environment for a
-// module's initialisation. It is a channel, because that call may hang.
-var envTurn = make(chan struct{}, 1)
-
 // openLibrary finds or loads the library of a configuration, for one more pool.
 func openLibrary(cfg *Config) (*library, error) {
 	if cfg.Private {
@@ -91,6 +87,7 @@ func openLibrary(cfg *Config) (*library, error) {
 		if l.wrap != nil || cfg.Wrap != nil {
 			l.wrap = cfg.Wrap
 			l.instance = newInstance(l.native, l.wrap)
+			l.instance.generation.Store(l.generation)
 		}
 	}
 	l.pools++
@@ -105,13 +102,24 @@ func newLibrary(cfg *Config) *library {
 }
 
 func (l *library) load() error {
-	n, err := openNative(l.path, l.private)
+	n, err := l.open(l.private)
 	if err != nil {
 		return err
 	}
 	l.native = n
 	l.instance = newInstance(n, l.wrap)
 	return nil
+}
+
+// open loads the library in its environment: p11-kit's client reads its address
+// as soon as it is asked for its functions.
+func (l *library) open(private bool) (*native, error) {
+	restore, err := withEnv(l.env)
+	if err != nil {
+		return nil, err
+	}
+	defer restore()
+	return openNative(l.path, private)
 }
 
 // use waits until the library is initialised, and returns the instance and its
@@ -165,20 +173,16 @@ func (c *change) wait(ctx context.Context, timeout time.Duration, what string) e
 // initialise calls C_Initialize, and adopts a library that somebody else in
 // the process has initialised.
 func (l *library) initialise() error {
-	if len(l.env) > 0 {
-		envTurn <- struct{}{}
-		defer func() { <-envTurn }()
-		restore, err := setEnv(l.env)
-		if err != nil {
-			return fail(ErrConfig, err, "initialising the PKCS#11 library %s", l.path)
-		}
-		defer restore()
+	restore, err := withEnv(l.env)
+	if err != nil {
+		return err
 	}
+	defer restore()
 	var opts []pkcs11.InitializeOption
 	if l.args != "" {
 		opts = append(opts, pkcs11.InitializeWithReserved(foreverString(l.args)))
 	}
-	err := l.current().module.Initialize(opts...)
+	err = l.current().module.Initialize(opts...)
 	adopted := isCode(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
 	if err != nil && !adopted {
 		return fail(ErrSession, err, "the PKCS#11 library %s does not initialise", l.path)
@@ -187,6 +191,7 @@ func (l *library) initialise() error {
 	defer l.mu.Unlock()
 	l.ours = l.ours || !adopted
 	l.generation++
+	l.instance.generation.Store(l.generation)
 	l.setReady(true)
 	return nil
 }
@@ -260,7 +265,7 @@ func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 
 // replace abandons a private instance that hangs and loads a fresh copy.
 func (l *library) replace() error {
-	n, err := openNative(l.path, true)
+	n, err := l.open(true)
 	if err != nil {
 		return err
 	}

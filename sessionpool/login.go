@@ -165,17 +165,11 @@ func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (sessio
 	anchor, single := l.anchor, l.single
 	l.mu.Unlock()
 	if anchor != nil {
-		good, in, left := false, false, false
-		if !t.outdated(anchor) {
-			if good, in, left = anchor.check(p.cfg.OpTimeout); good {
-				return anchor, in, nil
-			}
-		}
-		if !left {
-			if !anchor.open {
-				// Nobody but us knows the anchor: who closed it closed all.
-				t.incarnation.Add(1)
-			}
+		if t.outdated(anchor) {
+			t.dropAnchor(anchor)
+		} else if in, err, left := anchor.check(p.cfg.OpTimeout); err == nil {
+			return anchor, in, nil
+		} else if !left {
 			t.dropAnchor(anchor)
 		}
 	}
@@ -223,7 +217,7 @@ func (t *Token) sendPIN(ctx context.Context, p *Pool, on *physical, pin string, 
 		}
 		return t.loginOutcome(p, d, err)
 	}})
-	if err != nil && !left && on.spare && classify(err) >= sessionBroken {
+	if err != nil && !left && on.anchor && classify(err) >= sessionBroken {
 		on.open = on.open && !gone(err)
 		t.dropAnchor(on)
 		t.suspicion.Add(1)

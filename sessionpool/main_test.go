@@ -160,13 +160,15 @@ func findKey(m sessionpool.Module, h pkcs11.SessionHandle, label string) (pkcs11
 var ecdsaMechanism = pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)
 
 // sign signs a digest through a session, as a user of the package would.
-func sign(ctx context.Context, s *sessionpool.Session, label string, digest []byte) (sig []byte, err error) {
-	err = s.Do(ctx, func(m sessionpool.Module, h pkcs11.SessionHandle) error {
-		key, err := s.Memo(label, func() (any, error) { return findKey(m, h, label) })
+func sign(ctx context.Context, s *sessionpool.Session, label string, digest []byte) ([]byte, error) {
+	var sig []byte
+	err := s.Do(ctx, func(m sessionpool.Module, h pkcs11.SessionHandle) error {
+		v, err := s.Memo(label, func() (any, error) { return findKey(m, h, label) })
 		if err != nil {
 			return err
 		}
-		sig, err = m.SignSingle(nil, h, ecdsaMechanism, key.(pkcs11.ObjectHandle), digest, 64)
+		key, _ := v.(pkcs11.ObjectHandle)
+		sig, err = m.SignSingle(nil, h, ecdsaMechanism, key, digest, 64)
 		return err
 	})
 	if err != nil {

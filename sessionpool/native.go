@@ -87,7 +87,7 @@ func openNative(path string, private bool) (*native, error) {
 		if err != nil {
 			return nil, fail(ErrConfig, err, "cannot make a private copy of the PKCS#11 library %s", path)
 		}
-		defer os.RemoveAll(filepath.Dir(copied))
+		defer func() { _ = os.RemoveAll(filepath.Dir(copied)) }()
 		path = copied
 	}
 	// dlerror is a thread's own.

@@ -3,14 +3,43 @@ package sessionpool
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/miekg/pkcs11"
 )
 
-// outdated reports whether a session's handle is dead and may be another
-// session's by now: it must be neither used nor closed.
+// outdated reports whether a session's handle is certainly dead, and may be
+// another session's by now: it must be neither used nor closed.
 func (t *Token) outdated(p *physical) bool {
-	return p.born.generation != t.library.live.Load() || p.born.incarnation != t.incarnation.Load()
+	return p.generation != t.library.live.Load() || p.replaced.Load()
+}
+
+// handles knows whose each session handle is. Modules give the numbers of dead
+// sessions to new ones, so a second claim tells that the first session died
+// without our knowing: all were closed, or the library was initialised anew.
+type handles struct {
+	mu    sync.Mutex
+	owner map[pkcs11.SessionHandle]*physical
+}
+
+func (h *handles) claim(p *physical) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.owner == nil {
+		h.owner = map[pkcs11.SessionHandle]*physical{}
+	}
+	if before := h.owner[p.handle]; before != nil {
+		before.replaced.Store(true)
+	}
+	h.owner[p.handle] = p
+}
+
+func (h *handles) forget(p *physical) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.owner[p.handle] == p {
+		delete(h.owner, p.handle)
+	}
 }
 
 // failuresBeforeRestart device errors in a row make us initialise the library
@@ -20,7 +49,7 @@ const failuresBeforeRestart = 2
 // openPhysical opens a session, and brings token and library back if they were
 // lost: it looks for the token again, and restarts a library whose device does
 // not work.
-func (t *Token) openPhysical(ctx context.Context, pool *Pool, k kind, spare bool) (*physical, error) {
+func (t *Token) openPhysical(ctx context.Context, pool *Pool, k kind, anchor bool) (*physical, error) {
 	const tries = 3
 	for try := 1; ; try++ {
 		if t.failures.Load() >= failuresBeforeRestart {
@@ -28,7 +57,7 @@ func (t *Token) openPhysical(ctx context.Context, pool *Pool, k kind, spare bool
 				return nil, t.down(err)
 			}
 		}
-		p, err := t.tryOpen(ctx, pool, k, spare, try > 1)
+		p, err := t.tryOpen(ctx, pool, k, anchor, try > 1)
 		if err == nil || !errors.Is(err, ErrSession) || isCode(err, pkcs11.CKR_SESSION_COUNT) {
 			return p, err
 		}
@@ -55,20 +84,20 @@ func (t *Token) down(err error) error {
 	return err
 }
 
-func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, spare, again bool) (*physical, error) {
+func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, anchor, again bool) (*physical, error) {
 	in, generation, slot, err := t.locate(ctx, &pool.cfg, again)
 	if err != nil {
 		return nil, err
 	}
 	p := t.newPhysical(k, in, generation)
-	p.spare = spare
+	p.anchor = anchor
 	err, left := p.call(ctx, pool.cfg.OpTimeout, work{step: func() error { return p.openHandle(slot) }})
 	if left {
 		return nil, err
 	}
 	if err != nil {
 		close(p.work)
-		if classify(err) == moduleLost {
+		if classify(err) == moduleLost && !errors.Is(err, errShut) {
 			t.library.lost(generation)
 		}
 		return nil, fail(ErrSession, err, "%s: no session can be opened", t.name)
@@ -80,7 +109,18 @@ func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, spare, again bo
 }
 
 // openFor opens a session for a caller of the pool, logged in if its kind is.
+// A session that is lost while it is opened is no reason to give up.
 func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, error) {
+	const tries = 8
+	for try := 1; ; try++ {
+		p, err := t.openOnce(ctx, pool, k)
+		if c := classify(err); c != sessionBroken && c != loginLost && c != moduleLost || try == tries || ctx.Err() != nil {
+			return p, err
+		}
+	}
+}
+
+func (t *Token) openOnce(ctx context.Context, pool *Pool, k kind) (*physical, error) {
 	if k.public() {
 		return t.openPhysical(ctx, pool, k, false)
 	}
@@ -121,24 +161,25 @@ func (t *Token) makeRoom() bool {
 // of the session counts, not what we remember of the login: somebody else may
 // have logged out. On failure the session is gone.
 func (t *Token) logInFor(ctx context.Context, pool *Pool, p *physical) error {
-	good, in, left := p.check(pool.cfg.OpTimeout)
-	if !good {
-		if !left {
-			t.shut(p, CloseLost)
+	in, err, left := p.check(pool.cfg.OpTimeout)
+	if err == nil {
+		if !in {
+			t.loginLost()
 		}
-		return fail(ErrSession, nil, "%s: a new session is of no use", t.name)
+		err = t.ensureLogin(ctx, pool, p)
+		left = p.state.Load() == stateOrphan
+	} else if classify(err).sessionFault() {
+		err = fail(ErrSession, err, "%s: a new session is lost already", t.name)
+		t.login.doubt()
 	}
-	if !in {
-		t.loginLost()
-	}
-	err := t.ensureLogin(ctx, pool, p)
-	if err != nil && p.state.Load() != stateOrphan {
+	if err != nil && !left {
 		t.shut(p, CloseLost)
 	}
 	return err
 }
 
-// shut closes a session physically; its place stays taken.
+// shut closes a session physically. Its place stays taken, unless it hangs: then
+// left says that it is an orphan.
 func (t *Token) shut(p *physical, cause CloseCause) (left bool) {
 	if p.open && !t.outdated(p) {
 		p.open = false
@@ -147,6 +188,7 @@ func (t *Token) shut(p *physical, cause CloseCause) (left bool) {
 	if !left {
 		close(p.work)
 	}
+	t.handles.forget(p)
 	t.counts.closed(cause)
 	t.emit(Event{Kind: SessionClosed, Cause: cause})
 	return left
@@ -154,7 +196,7 @@ func (t *Token) shut(p *physical, cause CloseCause) (left bool) {
 
 // discard closes a session physically and gives up its place.
 func (t *Token) discard(p *physical, cause CloseCause) {
-	if left := t.shut(p, cause); !left && !p.spare {
+	if left := t.shut(p, cause); !left && p.place {
 		t.cache.free()
 	}
 }

@@ -15,14 +15,15 @@ import (
 // goroutine and waits; a holder that leaves makes the session an orphan, which
 // its goroutine closes when the call comes back.
 type physical struct {
-	token   *Token
-	kind    kind
-	born    birth
-	turn    chan struct{}
-	work    chan work
-	results chan result
-	timer   *time.Timer
-	state   atomic.Int32
+	token      *Token
+	kind       kind
+	generation uint64      // of the library when the session was opened
+	replaced   atomic.Bool // the module gave the handle's number to a later session
+	turn       chan struct{}
+	work       chan work
+	results    chan result
+	timer      *time.Timer
+	state      atomic.Int32
 
 	// Owned by the goroutine.
 	guard  guard
@@ -36,14 +37,8 @@ type physical struct {
 	bypass    bool // never cached
 	suspicion uint64
 	idleSince time.Time
-	spare     bool // holds no place: the anchor
-}
-
-// birth says what a session's handle depends on: it is dead, and its number may
-// have been given to another session, once either has changed.
-type birth struct {
-	generation  uint64 // of the library: it was initialised anew
-	incarnation uint64 // of the token's sessions: they were all closed at once
+	place     bool // it has a place in the cache's books
+	anchor    bool // it keeps the login
 }
 
 const (
@@ -67,12 +62,13 @@ type result struct {
 
 func (t *Token) newPhysical(k kind, in *instance, generation uint64) *physical {
 	p := &physical{
-		token: t, kind: k, born: birth{generation, t.incarnation.Load()},
+		token: t, kind: k, generation: generation,
 		turn: make(chan struct{}, 1), work: make(chan work), results: make(chan result, 1),
 		timer: time.NewTimer(time.Hour), suspicion: t.suspicion.Load(),
 	}
 	p.timer.Stop()
-	p.guard.instance, p.guard.user = in, !k.public() && t.needsLogin()
+	p.guard.instance, p.guard.generation = in, generation
+	p.guard.user, p.guard.epoch = !k.public() && t.needsLogin(), &t.epoch
 	t.running.Add(1)
 	go p.run()
 	return p
@@ -94,11 +90,12 @@ func (p *physical) deliver(r result) bool {
 		p.results <- r
 		return true
 	}
-	if p.handle != 0 {
+	if p.handle != 0 && !p.token.outdated(p) {
 		p.guard.beginRun()
 		_ = p.closeHandle() // nobody is left to be told
 		p.guard.endRun()
 	}
+	p.token.handles.forget(p)
 	p.token.orphanReturned()
 	p.token.running.Done()
 	return false
@@ -201,10 +198,14 @@ func (p *physical) openHandle(slot uint) error {
 	if p.kind.readWrite() {
 		flags |= pkcs11.CKF_RW_SESSION
 	}
-	return p.guard.do(func(m Module) (err error) {
+	err := p.guard.do(func(m Module) (err error) {
 		p.handle, err = m.OpenSession(slot, flags)
 		return err
 	})
+	if err == nil {
+		p.token.handles.claim(p)
+	}
+	return err
 }
 
 func (p *physical) closeHandle() error {
@@ -228,16 +229,18 @@ func isPublic(info pkcs11.SessionInfo) bool {
 
 // check asks a session under suspicion whether it is still good, and whether it
 // is logged in.
-func (p *physical) check(timeout time.Duration) (good, in, left bool) {
+func (p *physical) check(timeout time.Duration) (in bool, err error, left bool) { //nolint:revive // as call
 	doubt := p.token.suspicion.Load()
-	err, left := p.call(context.Background(), timeout, work{step: func() (err error) {
+	err, left = p.call(context.Background(), timeout, work{step: func() (err error) {
 		in, err = p.loggedIn()
 		return err
 	}})
-	if left || err != nil {
-		p.open = !left && p.open && !gone(err)
-		return false, false, left
+	if left {
+		return false, err, true
 	}
-	p.suspicion = doubt
-	return true, in, false
+	p.open = p.open && !gone(err)
+	if err == nil {
+		p.suspicion = doubt
+	}
+	return in && err == nil, err, false
 }

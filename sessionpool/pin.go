@@ -42,7 +42,7 @@ func readPINFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	data, err := io.ReadAll(io.LimitReader(f, maxPINFile+1))
 	if err == nil && len(data) > maxPINFile {
 		err = &os.PathError{Op: "read", Path: path, Err: errors.New("too large for a PIN")}

@@ -123,7 +123,7 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh bool) (*physical, error
 			}
 		}
 		if found != nil {
-			if ph := p.vet(ctx, found); ph != nil {
+			if ph := p.vet(found); ph != nil {
 				t.counts.reused.Add(1)
 				return ph, nil
 			}
@@ -138,23 +138,24 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh bool) (*physical, error
 			t.cache.free()
 			return nil, err
 		}
+		ph.place = true
 		return ph, nil
 	}
 }
 
 // vet makes sure that a session from the cache can be used, or closes it.
-func (p *Pool) vet(ctx context.Context, ph *physical) *physical {
+func (p *Pool) vet(ph *physical) *physical {
 	t := p.token
 	if t.outdated(ph) {
 		t.discard(ph, CloseLost)
 		return nil
 	}
 	if ph.suspicion != t.suspicion.Load() {
-		good, in, left := ph.check(p.cfg.OpTimeout)
+		in, err, left := ph.check(p.cfg.OpTimeout)
 		switch {
 		case left:
 			return nil
-		case !good:
+		case err != nil:
 			t.discard(ph, CloseLost)
 			return nil
 		case !in && !ph.kind.public() && t.needsLogin():

@@ -2,6 +2,7 @@ package sessionpool
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
@@ -32,7 +33,7 @@ type Session struct {
 // A failure that the session, the token or the HSM is to blame for matches
 // [ErrSession]; what was lost has been renewed, or will be for the next caller.
 // If nothing of fn had reached the token by then, Do renews it at once and runs
-// fn again, so that fn may run twice. Other errors of fn come back unchanged. A
+// fn again, a few times at most. Other errors of fn come back unchanged. A
 // panic of fn is a panic of Do. After Release or Close: [ErrClosed].
 func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) error) error {
 	select {
@@ -52,7 +53,7 @@ func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) 
 		return waitError(ctx, "using a session")
 	}
 	t := s.pool.token
-	for second := false; ; second = true {
+	for run := 1; ; run++ {
 		if err := s.ready(ctx); err != nil {
 			return err
 		}
@@ -68,7 +69,7 @@ func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) 
 			}
 			return nil
 		}
-		again, err := s.judge(ctx, err, second)
+		again, err := s.judge(ctx, err, run == runs)
 		if !again {
 			return err
 		}
@@ -76,6 +77,9 @@ func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) 
 		t.emit(Event{Kind: Recovered, Err: err})
 	}
 }
+
+// runs bounds how often Do runs a function of which nothing reached the token.
+const runs = 4
 
 // ready makes sure that there is a physical session to use, replacing one that
 // is known to be dead, and that it is logged in.
@@ -99,7 +103,7 @@ func (s *Session) ready(ctx context.Context) error {
 			s.lost = true
 			return err
 		}
-		fresh.bypass = bypass
+		fresh.bypass, fresh.place = bypass, true
 		s.physical = fresh
 		return nil
 	}
@@ -113,7 +117,7 @@ func (s *Session) ready(ctx context.Context) error {
 
 // judge decides what the outcome of a run says about the session, and whether
 // the run is to be made again.
-func (s *Session) judge(ctx context.Context, err error, second bool) (again bool, _ error) {
+func (s *Session) judge(ctx context.Context, err error, last bool) (again bool, _ error) {
 	t, p := s.pool.token, s.physical
 	reached, code := p.guard.reached, err
 	if classify(err) == callerFault && p.guard.failed != nil && (err == nil || !hasCode(err)) {
@@ -136,11 +140,11 @@ func (s *Session) judge(ctx context.Context, err error, second bool) (again bool
 		p.open = p.open && !gone(code)
 		t.suspicion.Add(1)
 		if gone(code) {
-			// If the anchor is gone as well, everything is: find out first.
+			// Perhaps all are, and the login with them.
 			t.login.doubt()
 		}
-		if c == moduleLost {
-			t.library.lost(p.born.generation)
+		if c == moduleLost && !errors.Is(code, errShut) {
+			t.library.lost(p.generation)
 		}
 		if c == tokenGone || c == hsmDown {
 			t.failures.Add(1)
@@ -150,9 +154,9 @@ func (s *Session) judge(ctx context.Context, err error, second bool) (again bool
 	switch {
 	case err == nil:
 		return false, nil
-	case c == staleHandle && second:
+	case c == staleHandle && last:
 		return false, err // it was never the session's fault
-	case !second && !reached && c.untouched() && !s.lost:
+	case !last && !reached && c.untouched() && !s.lost:
 		return true, err
 	}
 	return false, fail(ErrSession, err, "%s: the session was lost", t.name)
@@ -243,15 +247,15 @@ func (s *Session) Token() *Token {
 
 // Memo remembers the value of key for this physical session, so that the next
 // user of the session has it: an object handle, above all. It is forgotten when
-// a login is renewed or a handle turns out stale. make is called when there is
+// a login is renewed or a handle turns out stale. find is called when there is
 // none; its error is not remembered. Memo may be called only inside of a
 // function that Do runs.
-func (s *Session) Memo(key any, make func() (any, error)) (any, error) {
+func (s *Session) Memo(key any, find func() (any, error)) (any, error) {
 	p := s.physical
 	if v, ok := p.memo[key]; ok {
 		return v, nil
 	}
-	v, err := make()
+	v, err := find()
 	if err != nil {
 		return nil, err
 	}

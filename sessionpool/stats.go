@@ -57,9 +57,9 @@ func (p *Pool) Stats() Stats {
 
 // orphaned takes a session off the books whose call does not come back.
 func (t *Token) orphaned(p *physical) {
-	t.cache.orphan(!p.spare)
+	t.cache.orphan(p.place)
 	t.suspicion.Add(1)
-	if p.spare {
+	if p.anchor {
 		t.login.mu.Lock()
 		if t.login.anchor == p {
 			t.login.anchor = nil

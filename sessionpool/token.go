@@ -36,12 +36,11 @@ type Token struct {
 	members members
 	sweeper sweeper
 	counts  counters
+	handles handles
 
 	// suspicion grows when a session was found dead: sessions that were put
 	// into the cache before are asked for their state before they are reused.
 	suspicion atomic.Uint64
-	// incarnation grows when all sessions were found closed at once.
-	incarnation atomic.Uint64
 	// failures counts device errors in a row, without a call that worked.
 	failures atomic.Int32
 	// running counts the goroutines of sessions.
@@ -233,7 +232,7 @@ func trim(s string) string { return strings.TrimRight(s, " \x00") }
 
 func chooseToken(tokens []TokenInfo, odd error, cfg *Config, none error) (TokenInfo, error) {
 	wanted := cfg.selector()
-	if none == ErrSession {
+	if errors.Is(none, ErrSession) {
 		// It was there before.
 		odd = errors.Join(pkcs11.Error(pkcs11.CKR_TOKEN_NOT_PRESENT), odd)
 	}

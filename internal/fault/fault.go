@@ -186,7 +186,7 @@ func (r *random) draw(function string, n int) error {
 	if len(codes) == 0 {
 		return nil
 	}
-	rng := rand.New(rand.NewPCG(r.seed^fingerprint(function), uint64(n)))
+	rng := rand.New(rand.NewPCG(r.seed^fingerprint(function), uint64(n))) //nolint:gosec // to be replayed, not secret
 	if rng.Float64() >= r.rate {
 		return nil
 	}

@@ -150,7 +150,7 @@ func (m *module) OpenSession(slot, flags uint) (h pkcs11.SessionHandle, err erro
 }
 
 func (m *module) CloseSession(h pkcs11.SessionHandle) error {
-	return m.do("C_CloseSession", func() error {
+	return m.on(h, "C_CloseSession", func() error {
 		err := m.Module.CloseSession(h)
 		if err == nil {
 			m.closed(h)
