@@ -17,9 +17,9 @@ import (
 // finalise closes the gate, waits until it is empty, and opens it again.
 type instance struct {
 	module Module
-	// generation is that of the library; it changes only while the gate is
-	// shut, so that no call comes with a handle of an older one.
-	generation atomic.Uint64
+	// generation is the library's; it changes only while the gate is shut, so
+	// that no call comes with a handle of an older one.
+	generation *atomic.Uint64
 	inside     atomic.Int64
 	shut       atomic.Bool
 	empty      chan struct{} // told, without waiting, when the last call leaves a shut gate
@@ -77,11 +77,11 @@ func (in *instance) drain(timeout time.Duration) bool {
 // reopen lets calls in again.
 func (in *instance) reopen() { in.shut.Store(false) }
 
-func newInstance(m Module, wrap func(Module) Module) *instance {
-	if wrap != nil {
-		m = wrap(m)
+func (l *library) newInstance(m Module) *instance {
+	if l.wrap != nil {
+		m = l.wrap(m)
 	}
-	return &instance{module: m, empty: make(chan struct{}, 1)}
+	return &instance{module: m, generation: &l.generation, empty: make(chan struct{}, 1)}
 }
 
 // copyLibrary copies a library, so that the loader, which knows libraries by

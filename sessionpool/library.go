@@ -27,21 +27,22 @@ type library struct {
 	tokens     map[uint]*Token // by slot, those that a pool uses
 	ready      bool            // initialised
 	ours       bool            // by us, and not finalised since, so that we may
-	generation uint64          // counts initialisations: handles of an older one are dead
 	changing   *change         // the change that goes on, or nil
 	restarted  time.Time       // when it was last restarted
 	used       bool            // by a pool that found its token
 
-	// live is the generation while the library is ready, else 0; it is read on
-	// the way of every call.
-	live atomic.Uint64
+	// generation counts initialisations: handles of an older one are dead. live
+	// is the generation while the library is ready, else 0. Both change with mu
+	// held, and are read on the way of every call.
+	generation atomic.Uint64
+	live       atomic.Uint64
 }
 
 // setReady is called with l.mu held.
 func (l *library) setReady(ready bool) {
 	l.ready = ready
 	if ready {
-		l.live.Store(l.generation)
+		l.live.Store(l.generation.Load())
 	} else {
 		l.live.Store(0)
 	}
@@ -86,8 +87,7 @@ func openLibrary(cfg *Config) (*library, error) {
 		l.args, l.restarted = cfg.ModuleArgs, time.Time{}
 		if l.wrap != nil || cfg.Wrap != nil {
 			l.wrap = cfg.Wrap
-			l.instance = newInstance(l.native, l.wrap)
-			l.instance.generation.Store(l.generation)
+			l.instance = l.newInstance(l.native)
 		}
 	}
 	l.pools++
@@ -107,7 +107,7 @@ func (l *library) load() error {
 		return err
 	}
 	l.native = n
-	l.instance = newInstance(n, l.wrap)
+	l.instance = l.newInstance(n)
 	return nil
 }
 
@@ -129,7 +129,7 @@ func (l *library) use(ctx context.Context, timeout time.Duration) (*instance, ui
 		l.mu.Lock()
 		if l.ready && l.changing == nil {
 			defer l.mu.Unlock()
-			return l.instance, l.generation, nil
+			return l.instance, l.generation.Load(), nil
 		}
 		c := l.begin(l.initialise)
 		l.mu.Unlock()
@@ -190,8 +190,7 @@ func (l *library) initialise() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ours = l.ours || !adopted
-	l.generation++
-	l.instance.generation.Store(l.generation)
+	l.generation.Add(1)
 	l.setReady(true)
 	return nil
 }
@@ -206,7 +205,7 @@ func (l *library) current() *instance {
 func (l *library) lost(generation uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.generation == generation && l.changing == nil {
+	if l.generation.Load() == generation && l.changing == nil {
 		l.setReady(false)
 		l.ours = false
 	}
@@ -217,7 +216,7 @@ func (l *library) lost(generation uint64) {
 // second token rests, may be restarted, and not time and again.
 func (l *library) restart(ctx context.Context, generation uint64, timeout time.Duration) error {
 	l.mu.Lock()
-	allowed := l.generation == generation && l.ours && l.ready && (l.private || len(l.tokens) == 1)
+	allowed := l.generation.Load() == generation && l.ours && l.ready && (l.private || len(l.tokens) == 1)
 	if !allowed || time.Since(l.restarted) < restartInterval {
 		l.mu.Unlock()
 		return nil
@@ -236,7 +235,7 @@ const restartInterval = 100 * time.Millisecond
 // reinitialise is the step of a restart.
 func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 	l.mu.Lock()
-	in, stale := l.instance, l.generation != generation
+	in, stale := l.instance, l.generation.Load() != generation
 	l.mu.Unlock()
 	if stale {
 		return nil
@@ -270,7 +269,7 @@ func (l *library) replace() error {
 		return err
 	}
 	l.mu.Lock()
-	l.native, l.instance = n, newInstance(n, l.wrap)
+	l.native, l.instance = n, l.newInstance(n)
 	l.setReady(false)
 	l.mu.Unlock()
 	return l.initialise()

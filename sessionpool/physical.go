@@ -90,7 +90,7 @@ func (p *physical) deliver(r result) bool {
 		p.results <- r
 		return true
 	}
-	if p.handle != 0 && !p.token.outdated(p) {
+	if p.handle != 0 && !p.replaced.Load() {
 		p.guard.beginRun()
 		_ = p.closeHandle() // nobody is left to be told
 		p.guard.endRun()
