@@ -51,9 +51,7 @@ func (s *Signer) Sign(ctx context.Context, payload []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// In the room that signingInput left: a call that timed out and still hangs
-	// in the module may go on reading the input, which stays as it is.
-	token := append(input, '.')
+	token := append(input, '.') // in the room that signingInput left
 	return string(base64.RawURLEncoding.AppendEncode(token, sig)), nil
 }
 
