@@ -182,6 +182,7 @@ func (l *library) initialise() error {
 	if l.args != "" {
 		opts = append(opts, pkcs11.InitializeWithReserved(foreverString(l.args)))
 	}
+	l.generation.Add(1)
 	err = l.current().module.Initialize(opts...)
 	adopted := isCode(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
 	if err != nil && !adopted {
@@ -190,7 +191,6 @@ func (l *library) initialise() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ours = l.ours || !adopted
-	l.generation.Add(1)
 	l.setReady(true)
 	return nil
 }

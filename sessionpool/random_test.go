@@ -73,7 +73,7 @@ func randomRound(t *testing.T, h *hsm, pub *ecdsa.PublicKey, seed uint64) {
 	stop := make(chan struct{})
 	meddle := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // to be replayed
 	meddler.Go(func() {
-		tick := time.NewTicker(5 * time.Millisecond)
+		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {
