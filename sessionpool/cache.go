@@ -30,6 +30,8 @@ type waiter struct {
 	ready chan *physical
 }
 
+var errBusy = fail(ErrUnsuitable, nil, "every session is in use")
+
 func (c *cache) setLimits(l limits) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -46,8 +48,9 @@ func (c *cache) limit() int {
 
 // take finds a session for a caller: an idle one of its kind, or nil and the
 // right to open one, after evict (if any) was closed. It waits for its turn
-// until ctx ends or closing is closed. fresh callers take no idle one.
-func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh bool) (found, evict *physical, err error) {
+// until ctx ends or closing is closed, unless noWait. fresh callers take no idle
+// one.
+func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh, noWait bool) (found, evict *physical, err error) {
 	c.mu.Lock()
 	if c.orphans >= c.limits.orphans {
 		n := c.orphans
@@ -59,6 +62,10 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh
 			c.mu.Unlock()
 			return found, evict, nil
 		}
+	}
+	if noWait {
+		c.mu.Unlock()
+		return nil, nil, errBusy
 	}
 	w := &waiter{kind: k, fresh: fresh, ready: make(chan *physical, 1)}
 	c.waiters = append(c.waiters, w)

@@ -442,3 +442,36 @@ func TestOneLoginAndNoMoreSessionsThanWereInUse(t *testing.T) {
 		t.Errorf("C_Initialize was called %d times, C_Finalize %d times, want once each", i, f)
 	}
 }
+
+func TestWhoDoesNotWaitIsToldSo(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.MaxSessions = 1 })
+	s := acquire(t, p, sessionpool.NoWait())
+	if _, err := p.Acquire(context.Background(), sessionpool.NoWait()); !errors.Is(err, sessionpool.ErrUnsuitable) || errors.Is(err, sessionpool.ErrSession) {
+		t.Errorf("at the limit: %v, want ErrUnsuitable", err)
+	}
+	if _, err := p.Acquire(context.Background(), sessionpool.Avoid(s.Token())); !errors.Is(err, sessionpool.ErrUnsuitable) {
+		t.Errorf("avoiding the only token: %v, want ErrUnsuitable", err)
+	}
+	s.Release()
+}
+
+func TestResetClosesEverySessionOnceItIsReleased(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	pub := makeKey(t, p, "key")
+	idle, used := acquire(t, p), acquire(t, p)
+	idle.Release()
+	p.Reset()
+	if n := h.fault.Sessions(); n != 2 {
+		t.Errorf("%d sessions are open, want the one in use and the anchor", n)
+	}
+	mustSign(t, used, pub, "key")
+	used.Release()
+	if n := h.fault.Sessions(); n != 0 {
+		t.Errorf("%d sessions are open, want none", n)
+	}
+	s := acquire(t, p)
+	defer s.Release()
+	mustSign(t, s, pub, "key")
+}

@@ -34,6 +34,10 @@ var (
 	// asked.
 	ErrUnsupported = errors.New("not supported by the HSM")
 
+	// ErrUnsuitable: the pool works, but has no session of the kind that the
+	// options ask for: Encrypted, Avoid, NoWait. Another source may have one.
+	ErrUnsuitable = errors.New("no such session here")
+
 	// ErrClosed: the pool is closed, or the session was released or closed.
 	ErrClosed = errors.New("closed")
 )

@@ -18,7 +18,7 @@ const (
 	LimitLowered                        // the token bears fewer sessions than MaxSessions
 	CallTimedOut                        // a call took longer than OpTimeout; its session is an orphan
 	OrphanReturned                      // a call that had timed out came back
-	HSMDown                             // the token or its HSM does not answer, see Event.Err
+	HSMDown                             // no session can be opened, or calls fail again and again, see Event.Err
 )
 
 var eventNames = map[EventKind]string{

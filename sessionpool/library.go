@@ -20,16 +20,16 @@ type library struct {
 	private bool
 	wrap    func(Module) Module
 
-	mu         sync.Mutex
-	native     Module // what the loader gave, without decoration
-	instance   *instance
-	pools      int             // pools that rest on the library
-	tokens     map[uint]*Token // by slot, those that a pool uses
-	ready      bool            // initialised
-	ours       bool            // by us, and not finalised since, so that we may
-	changing   *change         // the change that goes on, or nil
-	restarted  time.Time       // when it was last restarted
-	used       bool            // by a pool that found its token
+	mu        sync.Mutex
+	native    Module // what the loader gave, without decoration
+	instance  *instance
+	pools     int             // pools that rest on the library
+	tokens    map[uint]*Token // by slot, those that a pool uses
+	ready     bool            // initialised
+	ours      bool            // by us, and not finalised since, so that we may
+	changing  *change         // the change that goes on, or nil
+	restarted time.Time       // when it was last restarted
+	used      bool            // by a pool that found its token
 
 	// generation counts initialisations: handles of an older one are dead. live
 	// is the generation while the library is ready, else 0. Both change with mu

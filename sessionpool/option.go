@@ -25,6 +25,7 @@ const (
 	optReadWrite optionSet = 1 << iota
 	optBypass
 	optEncrypted
+	optNoWait
 )
 
 // ReadWrite asks for a session that may change the token (CKF_RW_SESSION).
@@ -35,7 +36,8 @@ func ReadWrite() Option { return Option{set: optReadWrite} }
 func Bypass() Option { return Option{set: optBypass} }
 
 // Encrypted asks for a session whose way to the HSM is encrypted or inside this
-// process. A pool that cannot give one answers ErrUnsupported.
+// process. A pool that cannot give one answers [ErrUnsupported] and
+// [ErrUnsuitable].
 func Encrypted() Option { return Option{set: optEncrypted} }
 
 // OneTimePIN asks for a session with a login of its own, by a PIN that is good
@@ -45,8 +47,12 @@ func Encrypted() Option { return Option{set: optEncrypted} }
 // ErrUnsupported, and the shared login is not touched.
 func OneTimePIN(pin string) Option { return Option{pin: pin, once: true} }
 
+// NoWait asks for a session without waiting for others to release theirs: at its
+// limit a pool answers [ErrUnsuitable].
+func NoWait() Option { return Option{set: optNoWait} }
+
 // Avoid asks for a session that is not on a token. A pool, which has one token
-// only, answers ErrSession if it is that one.
+// only, answers [ErrSession] and [ErrUnsuitable] if it is that one.
 func Avoid(t *Token) Option { return Option{avoid: t} }
 
 // request is what a caller's options amount to.

@@ -37,8 +37,9 @@ type physical struct {
 	bypass    bool // never cached
 	suspicion uint64
 	idleSince time.Time
-	place     bool // it has a place in the cache's books
-	anchor    bool // it keeps the login
+	place     bool   // it has a place in the cache's books
+	resets    uint64 // of the token when it was opened
+	anchor    bool   // it keeps the login
 }
 
 const (

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -74,9 +75,9 @@ func (p *Pool) Acquire(ctx context.Context, opts ...Option) (*Session, error) {
 	}
 	switch {
 	case r.has(optEncrypted) && p.cfg.Plaintext:
-		return nil, fail(ErrUnsupported, nil, "%s: the way to this HSM is not encrypted", p.token.name)
+		return nil, fail(ErrUnsupported, ErrUnsuitable, "%s: the way to this HSM is not encrypted", p.token.name)
 	case slices.Contains(r.avoid, p.token):
-		return nil, fail(ErrSession, nil, "%s: there is no other HSM to turn to", p.token.name)
+		return nil, fail(ErrSession, ErrUnsuitable, "%s: there is no other HSM to turn to", p.token.name)
 	}
 	if err := p.entered(); err != nil {
 		return nil, err
@@ -101,7 +102,7 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 		k |= kindPublic
 	}
 	fresh := r.has(optBypass) || p.cfg.DisableCache
-	ph, err := p.obtain(ctx, k, fresh)
+	ph, err := p.obtain(ctx, k, fresh, r.has(optNoWait))
 	if err != nil {
 		return nil, err
 	}
@@ -110,10 +111,10 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 }
 
 // obtain gets a physical session, from the cache or from the token.
-func (p *Pool) obtain(ctx context.Context, k kind, fresh bool) (*physical, error) {
+func (p *Pool) obtain(ctx context.Context, k kind, fresh, noWait bool) (*physical, error) {
 	t := p.token
 	for {
-		found, evict, err := t.cache.take(ctx, p.closing, k, fresh)
+		found, evict, err := t.cache.take(ctx, p.closing, k, fresh, noWait)
 		if err != nil {
 			return nil, err
 		}
@@ -138,7 +139,7 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh bool) (*physical, error
 			t.cache.free()
 			return nil, err
 		}
-		ph.place = true
+		ph.place, ph.resets = true, t.resets.Load()
 		return ph, nil
 	}
 }
@@ -226,6 +227,18 @@ func (p *Pool) SetPIN(pin string) {
 	if pin != "" {
 		p.pinGuard().forget(digestOf(pin))
 	}
+}
+
+// Reset closes every session of the token: idle ones now, those in use when they
+// are released. The login ends with the last of them. The pool goes on working;
+// the next Acquire opens new sessions.
+func (p *Pool) Reset() {
+	t := p.token
+	t.resets.Add(1)
+	for _, ph := range t.cache.expired(time.Time{}) {
+		t.discard(ph, CloseAsked)
+	}
+	t.endUnusedLogin()
 }
 
 func (p *Pool) pinSource() PINSource {

@@ -103,7 +103,7 @@ func (s *Session) ready(ctx context.Context) error {
 			s.lost = true
 			return err
 		}
-		fresh.bypass, fresh.place = bypass, true
+		fresh.bypass, fresh.place, fresh.resets = bypass, true, t.resets.Load()
 		s.physical = fresh
 		return nil
 	}
@@ -146,8 +146,7 @@ func (s *Session) judge(ctx context.Context, err error, last bool) (again bool, 
 		if c == moduleLost && !errors.Is(code, errShut) {
 			t.library.lost(p.generation)
 		}
-		if c == tokenGone || c == hsmDown {
-			t.failures.Add(1)
+		if (c == tokenGone || c == hsmDown) && t.failures.Add(1) >= failuresBeforeRestart {
 			t.emit(Event{Kind: HSMDown, Err: code})
 		}
 	}
@@ -229,6 +228,9 @@ func (s *Session) giveBack() {
 		s.pool.later(func() { t.discard(p, CloseLost) })
 	case p.broken || t.outdated(p):
 		t.discard(p, CloseLost)
+	case p.resets != t.resets.Load():
+		t.discard(p, CloseAsked)
+		t.endUnusedLogin()
 	case s.closing.Load() || p.bypass || s.pool.cfg.DisableCache || s.pool.isClosed():
 		t.discard(p, CloseAsked)
 	default:

@@ -52,6 +52,15 @@ func (t *Token) sweep() {
 	}
 }
 
+// endUnusedLogin closes the anchor if no session is open beside it.
+func (t *Token) endUnusedLogin() {
+	if t.cache.takenPlaces() == 0 {
+		if anchor := t.takeAnchor(); anchor != nil {
+			t.discard(anchor, CloseAsked)
+		}
+	}
+}
+
 // closeAll closes what the last pool left behind, the anchor last: with it goes
 // the login. It waits for calls that hang, but not longer than one may take.
 func (t *Token) closeAll(ctx context.Context) error {

@@ -41,6 +41,8 @@ type Token struct {
 	// suspicion grows when a session was found dead: sessions that were put
 	// into the cache before are asked for their state before they are reused.
 	suspicion atomic.Uint64
+	// resets counts Pool.Reset: older sessions are not reused.
+	resets atomic.Uint64
 	// failures counts device errors in a row, without a call that worked.
 	failures atomic.Int32
 	// running counts the goroutines of sessions.
