@@ -209,6 +209,9 @@ func (t *Token) sendPIN(ctx context.Context, p *Pool, on *physical, pin string, 
 			verdict(errNotJudged)
 			return err
 		}
+		// Before the login, not after: a search that began before it must not
+		// end without noticing.
+		t.epoch.Add(1)
 		err := on.guard.do(func(m Module) error { return m.Login(on.handle, pkcs11.CKU_USER, pin) })
 		if err != nil && !rejectsPIN(err) {
 			verdict(errNotJudged)
@@ -273,7 +276,6 @@ func (t *Token) loginOutcome(p *Pool, d digest, err error) error {
 	l.count++
 	p.known.Store(l.count)
 	l.mu.Unlock()
-	t.epoch.Add(1)
 	t.counts.logins.Add(1)
 	t.emit(Event{Kind: LoggedIn})
 	return nil
