@@ -57,10 +57,6 @@ func (k Key) equal(other Key) bool {
 // whole with [ErrPrivate]: somebody published a secret. Anything that is no JWK
 // Set fails with [hsmkey.ErrConfig]. The caller limits the length of data.
 func ParseSet(data []byte) (Set, error) {
-	// The standard library's decoder goes first because it bounds the nesting.
-	if !stdjson.Valid(data) {
-		return Set{}, fmt.Errorf("%w: the JWK Set is not JSON", hsmkey.ErrConfig)
-	}
 	var members struct {
 		Keys *[]stdjson.RawMessage `json:"keys"`
 		Type string                `json:"kty"`

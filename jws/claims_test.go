@@ -31,6 +31,7 @@ func TestClaimsAreAnyJSONObject(t *testing.T) {
 		"bytes":               {[]byte(`{"a":"\u0062"}`), `{"a":"\u0062"}`},
 		"nested duplicates":   {[]byte(`{"a":{"b":1,"b":2},"b":[{"a":1},{"a":1}]}`), `{"a":{"b":1,"b":2},"b":[{"a":1},{"a":1}]}`},
 		"names in values":     {[]byte(`{"a":"a","b":["a","b"],"c":"\"a\":"}`), `{"a":"a","b":["a","b"],"c":"\"a\":"}`},
+		"escaped quotes":      {[]byte(`{"x":"\",\"a\":1,\"b\":2,"}`), `{"x":"\",\"a\":1,\"b\":2,"}`},
 		"names by case":       {[]byte(`{"sub":1,"SUB":2}`), `{"sub":1,"SUB":2}`},
 	} {
 		t.Run(name, func(t *testing.T) {

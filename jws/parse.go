@@ -62,10 +62,6 @@ func parse(token string) ([]signature, error) {
 // splitJSON returns a compact form for each signature of a token in one of the
 // JSON forms (RFC 7515, section 7.2).
 func splitJSON(token string) ([]string, error) {
-	// The standard library's decoder goes first because it bounds the nesting.
-	if !stdjson.Valid([]byte(token)) {
-		return nil, errors.New("it is not JSON")
-	}
 	type entry struct {
 		Protected *string                       `json:"protected"`
 		Header    map[string]stdjson.RawMessage `json:"header"`
@@ -77,7 +73,7 @@ func splitJSON(token string) ([]string, error) {
 		entry
 	}
 	if err := json.Unmarshal([]byte(token), &object); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("it cannot be read: %w", err)
 	}
 	entries := []entry{object.entry}
 	if object.Signatures != nil {
@@ -142,9 +138,6 @@ func decode(part string) ([]byte, error) {
 
 // read takes a protected header apart (RFC 7515, section 4).
 func (h *Header) read(raw []byte) error {
-	if !stdjson.Valid(raw) {
-		return errors.New("is not JSON")
-	}
 	var members map[string]stdjson.RawMessage
 	if err := json.Unmarshal(raw, &members); err != nil {
 		return fmt.Errorf("cannot be read: %w", err)

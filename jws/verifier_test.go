@@ -114,7 +114,7 @@ func TestWhatIsNotTheSignedTokenDoesNotVerify(t *testing.T) {
 		"four parts":              {token + ".", jws.ErrMalformed, "4 parts"},
 		"five parts":              {token + ".a.b", jws.ErrMalformed, "5 parts"},
 		"nothing":                 {"", jws.ErrMalformed, "1 parts"},
-		"dots":                    {"..", jws.ErrMalformed, "not JSON"},
+		"dots":                    {"..", jws.ErrMalformed, "header cannot be read"},
 		"garbage":                 {"\x00\xff\xfe{}", jws.ErrMalformed, ""},
 		"a JWE":                   {"a.b.c.d.e", jws.ErrMalformed, "5 parts"},
 		"a huge token":            {strings.Repeat("A", jws.DefaultMaxSize+1), jws.ErrMalformed, "at most"},
@@ -126,12 +126,12 @@ func TestWhatIsNotTheSignedTokenDoesNotVerify(t *testing.T) {
 		"a kid that is a list":    {with(`{"alg":"ES256","kid":["a"]}`), jws.ErrMalformed, `"kid"`},
 		"a header in an array":    {with(`[{"alg":"ES256"}]`), jws.ErrMalformed, "header"},
 		"a header that is null":   {with(`null`), jws.ErrMalformed, `no "alg"`},
-		"a header, twice":         {with(`{"alg":"ES256"}{}`), jws.ErrMalformed, "not JSON"},
+		"a header, twice":         {with(`{"alg":"ES256"}{}`), jws.ErrMalformed, "header cannot be read"},
 		"crit":                    {with(`{"alg":"ES256","crit":["exp"],"exp":1}`), jws.ErrMalformed, `"crit"`},
 		"an empty crit":           {with(`{"alg":"ES256","crit":[]}`), jws.ErrMalformed, `"crit"`},
 		"an unencoded payload":    {with(`{"alg":"ES256","b64":false}`), jws.ErrMalformed, `"b64"`},
 		"a private key in jwk":    {with(`{"alg":"ES256","jwk":{"kty":"oct","k":"AQ"}}`), jws.ErrMalformed, "private"},
-		"a deep header":           {with(`{"alg":"ES256","a":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + `}`), jws.ErrMalformed, "not JSON"},
+		"a deep header":           {with(`{"alg":"ES256","a":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + `}`), jws.ErrMalformed, "header cannot be read"},
 	} {
 		t.Run(name, func(t *testing.T) { rejects(t, verifier, test.token, test.want, test.words) })
 	}
@@ -264,6 +264,9 @@ func TestAVerifierThatCanVerifyNothingIsRefused(t *testing.T) {
 			t.Errorf("%s: %v, want ErrConfig", name, err)
 		}
 	}
+	if _, err := jws.NewKeyVerifier(key.Public(), jws.VerifierOptions{}); err == nil || !strings.Contains(err.Error(), "list of algorithms") {
+		t.Errorf("no algorithms: %v, want an error that asks for them", err)
+	}
 	if _, err := jws.NewVerifier(jwk.Set{}, jws.VerifierOptions{Algorithms: es256}); !errors.Is(err, hsmkey.ErrConfig) {
 		t.Errorf("an empty set: %v, want ErrConfig", err)
 	}
@@ -355,6 +358,8 @@ func TestClaimsAreCheckedAgainstTheClock(t *testing.T) {
 		"EXP is not exp":            {`{"EXP":1}`, 0, nil},
 		"a payload that is no JSON": {`exp`, 0, jws.ErrVerify},
 		"an array":                  {`[1]`, 0, jws.ErrVerify},
+		"null":                      {`null`, 0, jws.ErrVerify},
+		"claims that are not UTF-8": {"{\"sub\":\"\xff\"}", 0, jws.ErrVerify},
 		"aud is a number":           {`{"aud":1}`, 0, jws.ErrVerify},
 	} {
 		t.Run(name, func(t *testing.T) {
