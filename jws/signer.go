@@ -70,10 +70,8 @@ func NewSigner(key *hsmkey.HSMJWK, opts Options) (*Signer, error) {
 	if !slices.Contains(algs, opts.Algorithm) {
 		return nil, fmt.Errorf("%w: key %q (%v) cannot do %s, only %s", hsmkey.ErrUnsupported, key.Label(), key.Type(), opts.Algorithm, join(algs))
 	}
-	bind := func(alg hsmkey.Algorithm) signFunc {
-		return func(ctx context.Context, input []byte) ([]byte, error) { return key.SignJWS(ctx, alg, input) }
-	}
 	if pub := key.Public(); pub != nil {
+		bind := func(alg hsmkey.Algorithm) signFunc { return onHSM(key, alg) }
 		return fromPublic(pub, bind, opts)
 	}
 	kid, err := jwk.KeyID(key)
@@ -81,7 +79,12 @@ func NewSigner(key *hsmkey.HSMJWK, opts Options) (*Signer, error) {
 		return nil, err
 	}
 	alg := opts.Algorithm
-	return newSigner(alg, kid, hashes[alg].Size(), bind(alg), opts)
+	return newSigner(alg, kid, hashes[alg].Size(), onHSM(key, alg), opts)
+}
+
+// onHSM signs with a key on the HSM.
+func onHSM(key *hsmkey.HSMJWK, alg hsmkey.Algorithm) signFunc {
+	return func(ctx context.Context, input []byte) ([]byte, error) { return key.SignJWS(ctx, alg, input) }
 }
 
 // FromSigner returns a signer with any [crypto.Signer]: a key of crypto11, of a
