@@ -83,8 +83,8 @@ type Config struct {
 	// pool are not given to those who ask for [Encrypted].
 	Plaintext bool
 
-	// Name is how the HSM is called in errors and events. Empty: the token's
-	// label and the library.
+	// Name is how the HSM is called in errors and events; pools with one name are
+	// one HSM for [Avoid]. Empty: the token's label and the library.
 	Name string
 
 	// OnEvent, when set, is told what happens to sessions, logins and modules.

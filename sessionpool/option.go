@@ -51,8 +51,8 @@ func OneTimePIN(pin string) Option { return Option{pin: pin, once: true} }
 // limit a pool answers [ErrUnsuitable].
 func NoWait() Option { return Option{set: optNoWait} }
 
-// Avoid asks for a session that is not on a token. A pool, which has one token
-// only, answers [ErrSession] and [ErrUnsuitable] if it is that one.
+// Avoid asks for a session that is not on the HSM of a token. A pool, which has
+// one HSM only, answers [ErrSession] and [ErrUnsuitable] if it is that one.
 func Avoid(t *Token) Option { return Option{avoid: t} }
 
 // request is what a caller's options amount to.

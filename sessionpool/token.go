@@ -57,6 +57,10 @@ type Token struct {
 // Name is the token in words, for errors and events.
 func (t *Token) Name() string { return t.name }
 
+// sameHSM reports whether two tokens are one HSM, seen perhaps through several
+// instances of a library.
+func (t *Token) sameHSM(other *Token) bool { return t == other || t.name == other.name }
+
 // Info returns what the token said about itself when it was last found.
 func (t *Token) Info() TokenInfo {
 	t.mu.Lock()
