@@ -2,6 +2,7 @@ package sessionpool
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,9 +65,7 @@ var libraries = struct {
 // openLibrary finds or loads the library of a configuration, for one more pool.
 func openLibrary(cfg *Config) (*library, error) {
 	if cfg.Private {
-		l := newLibrary(cfg)
-		l.pools = 1
-		return l, l.load()
+		return openPrivate(cfg)
 	}
 	libraries.Lock()
 	defer libraries.Unlock()
@@ -92,6 +91,49 @@ func openLibrary(cfg *Config) (*library, error) {
 	}
 	l.pools++
 	return l, nil
+}
+
+// parked holds the private instances that nobody uses any more. They cannot be
+// unloaded, so the next pool that wants the same gets one of them.
+var parked = struct {
+	sync.Mutex
+	byKey map[string][]*library
+}{byKey: map[string][]*library{}}
+
+// key is what a private instance was made from.
+func (l *library) key() string {
+	return strings.Join(append([]string{l.path, l.args}, l.env...), "\x00")
+}
+
+func openPrivate(cfg *Config) (*library, error) {
+	l := newLibrary(cfg)
+	key := l.key()
+	parked.Lock()
+	if idle := parked.byKey[key]; len(idle) > 0 {
+		l = idle[len(idle)-1]
+		parked.byKey[key] = idle[:len(idle)-1]
+	}
+	parked.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pools, l.wrap, l.restarted = 1, cfg.Wrap, time.Time{}
+	if l.native == nil {
+		return l, l.load()
+	}
+	l.instance = l.newInstance(l.native)
+	return l, nil
+}
+
+// park keeps a private instance that is finalised and has no call inside.
+func (l *library) park() {
+	l.mu.Lock()
+	idle := l.private && l.pools == 0 && !l.ready && l.changing == nil && l.instance.inside.Load() == 0
+	l.mu.Unlock()
+	if idle {
+		parked.Lock()
+		defer parked.Unlock()
+		parked.byKey[l.key()] = append(parked.byKey[l.key()], l)
+	}
 }
 
 func newLibrary(cfg *Config) *library {
@@ -278,6 +320,7 @@ func (l *library) replace() error {
 // release gives up one pool's hold. The last one finalises the library, if it
 // is ours, no call hangs in it, and nobody else in the process has sessions.
 func (l *library) release(ctx context.Context, timeout time.Duration) error {
+	defer l.park()
 	l.mu.Lock()
 	l.pools--
 	if l.pools > 0 || !l.ready || l.changing != nil {

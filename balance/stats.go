@@ -1,0 +1,136 @@
+package balance
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+// State is what a Balancer thinks of an endpoint.
+type State string
+
+// The states of endpoints.
+const (
+	Up           State = "up"
+	SuspendedFor State = "suspended" // until EndpointStats.Until
+	Draining     State = "draining"  // no list names it any more, and sessions are still in use
+)
+
+// Stats is a snapshot of a fleet.
+type Stats struct {
+	Lists    []ListStats
+	Draining []EndpointStats // endpoints of old lists with sessions still open
+
+	// Reloads by outcome.
+	ReloadsSame, ReloadsChanged, ReloadsInvalid uint64
+}
+
+// ListStats is one balance list.
+type ListStats struct {
+	Path      string
+	Current   bool
+	Endpoints []EndpointStats
+}
+
+// EndpointStats is one endpoint.
+type EndpointStats struct {
+	Name        string
+	State       State
+	Until       time.Time // end of the suspension
+	Failures    uint64    // how often it was suspended
+	LastError   error     // why it was suspended last
+	Connections int
+	Open, InUse int // sessions
+	Opened      uint64
+	Orphans     int // calls that hang
+}
+
+// Stats returns a snapshot.
+func (b *Balancer) Stats() Stats {
+	s := Stats{
+		ReloadsSame: b.reloads.same.Load(), ReloadsChanged: b.reloads.changed.Load(),
+		ReloadsInvalid: b.reloads.invalid.Load(),
+	}
+	listed := map[*member]bool{}
+	if f := b.fleet.Load(); f != nil {
+		current := f.current.Load()
+		for i, q := range f.lists {
+			l := ListStats{Path: q.path, Current: int64(i) == current}
+			for _, m := range q.members {
+				listed[m] = true
+				l.Endpoints = append(l.Endpoints, m.stats())
+			}
+			s.Lists = append(s.Lists, l)
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, m := range b.members {
+		if e := m.stats(); !listed[m] && e.Open > 0 {
+			e.State = Draining
+			s.Draining = append(s.Draining, e)
+		}
+	}
+	slices.SortFunc(s.Draining, func(a, b EndpointStats) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+func (m *member) stats() EndpointStats {
+	m.mu.Lock()
+	connections := m.connections
+	e := EndpointStats{Name: m.name, State: Up, LastError: m.last, Failures: m.failures.Load(), Connections: len(connections)}
+	m.mu.Unlock()
+	if s := m.suspended.Load(); s != nil {
+		e.State, e.Until = SuspendedFor, s.until
+	}
+	for _, c := range connections {
+		p := c.pool.Stats()
+		e.Open += p.Open
+		e.InUse += p.InUse
+		e.Opened += p.Opened
+		e.Orphans += p.Orphans
+	}
+	return e
+}
+
+// Member is one endpoint of the fleet as a Source of its own, for what concerns
+// each HSM: importing a key, deleting it, checking it.
+type Member struct {
+	Name string
+	List string // path of its balance list
+	m    *member
+}
+
+var _ sessionpool.Source = Member{}
+
+// Members lists the endpoints in the order of the lists. One that is in several
+// lists comes once.
+func (b *Balancer) Members() []Member {
+	f := b.fleet.Load()
+	if f == nil {
+		return nil
+	}
+	var all []Member
+	seen := map[*member]bool{}
+	for _, q := range f.lists {
+		for _, m := range q.members {
+			if !seen[m] {
+				seen[m] = true
+				all = append(all, Member{Name: m.name, List: q.path, m: m})
+			}
+		}
+	}
+	return all
+}
+
+// Acquire hands out a session of this endpoint, suspended or not.
+func (e Member) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessionpool.Session, error) {
+	s, err := e.m.try(ctx, opts)
+	if busy(err) {
+		return e.m.wait(ctx, opts)
+	}
+	return s, err
+}
