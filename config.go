@@ -3,6 +3,7 @@ package hsmkey
 import (
 	"time"
 
+	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
@@ -11,6 +12,10 @@ import (
 type Config struct {
 	// Pool is the module, the token, its PIN, and the limits of sessions.
 	Pool sessionpool.Config
+
+	// Balance spreads sessions over the HSMs of balance lists, if it names any.
+	// Its own field Pool is not used: all endpoints have Pool above in common.
+	Balance balance.Config
 
 	// PixRefresh is how long objects that a TLS connection to Pix rests on, the
 	// private key and its certificates, are used before they are read from the

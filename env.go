@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
@@ -21,6 +22,15 @@ const (
 	envDisableCache = "HSM_DISABLE_SESSION_CACHE"
 	envOpTimeout    = "HSM_OP_TIMEOUT"
 	envPixRefresh   = "HSM_PIX_HTTP_CONN_REFRESH_INTERVAL"
+	envBalanceList  = "HSM_LOAD_BALANCE_LIST"
+	envListRefresh  = "HSM_LB_FILE_REFRESH_INTERVAL"
+	envSuspendTime  = "HSM_BALANCE_SUSPEND_TIME"
+	envRemote       = "HSM_REMOTE"
+	envRemoteEnv    = "HSM_REMOTE_ENV"
+	envPlaintext    = "HSM_REMOTE_PLAINTEXT"
+	envTLSCA        = "HSM_TLS_CA"
+	envTLSCert      = "HSM_TLS_CERT"
+	envTLSKey       = "HSM_TLS_KEY"
 )
 
 // FromEnv reads the configuration from the environment:
@@ -33,6 +43,17 @@ const (
 //   - HSM_DISABLE_SESSION_CACHE: 1 closes each session when it is released; 0
 //   - HSM_OP_TIMEOUT: how long one PKCS#11 call may take, such as 10s or 1m, or
 //     in seconds; 10s
+//   - HSM_LOAD_BALANCE_LIST: 1 to 16 balance lists, separated by ":" (";" on
+//     Windows); no balancing
+//   - HSM_LB_FILE_REFRESH_INTERVAL: seconds after which the lists are read again;
+//     0, at the start only
+//   - HSM_BALANCE_SUSPEND_TIME: seconds for which an HSM that does not answer is
+//     left alone; 120
+//   - HSM_REMOTE: what an address in a list means, p11-kit or module; p11-kit
+//   - HSM_REMOTE_ENV: what tells HSM_MODULE the address with HSM_REMOTE=module,
+//     such as DFENCE_PKCS11_IP={host}
+//   - HSM_TLS_CA, HSM_TLS_CERT, HSM_TLS_KEY: PEM files for TLS to p11-kit
+//   - HSM_REMOTE_PLAINTEXT: 1 allows p11-kit without TLS beyond loopback; 0
 //   - HSM_PIX_HTTP_CONN_REFRESH_INTERVAL: seconds for which objects of a TLS
 //     connection to Pix are used before they are read again; 0, each time
 //
@@ -41,6 +62,9 @@ const (
 func FromEnv() (Config, error) {
 	var config Config
 	if err := poolFromEnv(&config.Pool); err != nil {
+		return Config{}, err
+	}
+	if err := balanceFromEnv(&config.Balance); err != nil {
 		return Config{}, err
 	}
 	refresh, err := envSeconds(envPixRefresh)
@@ -66,6 +90,29 @@ func poolFromEnv(pool *sessionpool.Config) (err error) {
 		return err
 	}
 	pool.OpTimeout, err = envTimeout(envOpTimeout)
+	return err
+}
+
+// balanceFromEnv reads what concerns many HSMs.
+func balanceFromEnv(b *balance.Config) (err error) {
+	b.Lists = os.Getenv(envBalanceList)
+	if b.Refresh, err = envSeconds(envListRefresh); err != nil {
+		return err
+	}
+	if b.Suspend, err = envSeconds(envSuspendTime); err != nil {
+		return err
+	}
+	if b.Suspend == 0 && os.Getenv(envSuspendTime) != "" {
+		return fmt.Errorf("%w: %s is %q, want at least 1 second", ErrConfig, envSuspendTime, os.Getenv(envSuspendTime))
+	}
+	switch b.Remote = balance.Remote(os.Getenv(envRemote)); b.Remote {
+	case "", balance.RemoteP11Kit, balance.RemoteModule:
+	default:
+		return fmt.Errorf("%w: %s is %q, want %s or %s", ErrConfig, envRemote, b.Remote, balance.RemoteP11Kit, balance.RemoteModule)
+	}
+	b.RemoteEnv = os.Getenv(envRemoteEnv)
+	b.TLSCA, b.TLSCert, b.TLSKey = os.Getenv(envTLSCA), os.Getenv(envTLSCert), os.Getenv(envTLSKey)
+	b.Plaintext, err = envSwitch(envPlaintext)
 	return err
 }
 

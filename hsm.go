@@ -4,28 +4,40 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
 // HSM is a source of sessions together with the keys that they reach. It is
 // safe for concurrent use.
 type HSM struct {
-	source sessionpool.Source
-	close  func(context.Context) error
+	source   sessionpool.Source
+	balancer *balance.Balancer // nil: one HSM
+	close    func(context.Context) error
 
 	// making is held while a key is made, so that two keys that want the same
 	// label do not pass the check for it at once.
 	making chan struct{}
 }
 
-// Open loads the PKCS#11 module and finds the token. It does not log in: that
-// happens with the first key, where a wrong PIN shows as ErrPIN.
+// Open loads the PKCS#11 module and finds the token, or reads the balance lists
+// if there are any. It does not log in: that happens with the first key, where a
+// wrong PIN shows as ErrPIN.
 //
 // The error matches ErrConfig if the configuration is wrong or no token or
 // several match it, ErrSession or ErrTimeout if the module does not answer.
 func Open(ctx context.Context, config Config) (*HSM, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("opening the HSM: %w", context.Cause(ctx))
+	}
+	if config.Balance.Lists != "" {
+		fleet := config.Balance
+		fleet.Pool = config.Pool
+		b, err := balance.New(fleet)
+		if err != nil {
+			return nil, err
+		}
+		return &HSM{source: b, balancer: b, close: b.Close, making: make(chan struct{}, 1)}, nil
 	}
 	pool, err := sessionpool.New(config.Pool)
 	if err != nil {
@@ -37,6 +49,10 @@ func Open(ctx context.Context, config Config) (*HSM, error) {
 // Source returns where the HSM takes its sessions from, for uses of the token
 // beyond keys.
 func (h *HSM) Source() sessionpool.Source { return h.source }
+
+// Balancer returns the balancer over the HSMs of the balance lists, or nil where
+// there is one HSM.
+func (h *HSM) Balancer() *balance.Balancer { return h.balancer }
 
 // Close waits for signatures under way, closes every session, and finalises the
 // module if nobody else in the process uses it. When ctx ends first, Close
