@@ -1,0 +1,44 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/hsmkey/hsmkey"
+	"github.com/hsmkey/hsmkey/jwk"
+)
+
+func (a *app) keyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "key",
+		Short: "Generate, import, list and delete keys on the HSM",
+		Example: `  hsmkey key generate demo-key --type ec:P-256
+  hsmkey key list`,
+	}
+	asGroup(cmd)
+	cmd.AddCommand(
+		a.keyGenerateCommand(),
+		a.keyImportCommand(),
+		a.keyListCommand(),
+		a.keyDeleteCommand(),
+	)
+	return cmd
+}
+
+// describeKey is what is said of a new key: its public JWK, or for an HMAC key,
+// which has no public half, a JWK without the secret.
+func describeKey(key *hsmkey.HSMJWK) (any, error) {
+	if key.Public() != nil {
+		return jwk.Public(key)
+	}
+	kid, err := jwk.KeyID(key)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		Type       string           `json:"kty"`
+		KeyID      string           `json:"kid"`
+		Algorithm  hsmkey.Algorithm `json:"alg"`
+		Use        string           `json:"use"`
+		Operations []string         `json:"key_ops"`
+	}{"oct", kid, key.Algorithms()[0], "sig", []string{"sign", "verify"}}, nil
+}

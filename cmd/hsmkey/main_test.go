@@ -1,0 +1,28 @@
+package main
+
+import (
+	"io"
+	"os"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestMain makes this test binary the program hsmkey, too: tests start it as a
+// process, by that name.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"hsmkey": observed})
+}
+
+// observed is main, with a copy of all output in the file TRANSCRIPT.
+func observed() {
+	path := os.Getenv("TRANSCRIPT")
+	if path == "" {
+		main()
+	}
+	transcript, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	os.Exit(process(io.MultiWriter(os.Stdout, transcript), io.MultiWriter(os.Stderr, transcript)))
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// app is one run of the program.
+type app struct {
+	stdin  *os.File
+	stdout io.Writer
+	stderr io.Writer
+	global globalFlags
+}
+
+// run is the whole program but the process around it. It returns the exit
+// status.
+func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := a.rootCommand()
+	acting := watch(root)
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && !*acting {
+		// What fails before a command begins is its use: flags and arguments.
+		err = &usageError{err}
+	}
+	return a.report(cmd.CommandPath(), err)
+}
+
+// watch makes every command note that it has begun.
+func watch(root *cobra.Command) (acting *bool) {
+	acting = new(bool)
+	var walk func(*cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		if act := cmd.RunE; act != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				*acting = true
+				return act(cmd, args)
+			}
+		}
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk(root)
+	return acting
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hsmkey",
+		Short: "Sign and verify tokens with keys that never leave the HSM",
+		Long: `hsmkey signs and verifies JSON Web Tokens with keys that never leave a hardware
+security module (HSM). It speaks PKCS#11, so that any HSM, smart card or software
+token with a PKCS#11 library will do.
+
+Which HSM, and with which PIN, is said by flags or by the environment; flags win:
+
+  HSM_MODULE             the PKCS#11 library; default: SoftHSM2, if installed
+  HSM_TOKEN              label of the token; default: the only one with a PIN
+  HSM_PIN, HSM_PIN_FILE  the PIN, or a file that holds it; default: a prompt
+  HSM_URI                a PKCS#11 URI that says all of it
+
+In a directory where "hsmkey init" made a token, that token is the default.
+Exit status: 0 done; 1 failed; 2 usage or configuration; 3 PIN; 4 key not found
+or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
+		Example: `  hsmkey init
+  hsmkey key generate demo --type ec:P-256
+  hsmkey sign --key demo --claims '{"sub":"alice"}' --expires-in 1h`,
+		Version:           versionName(),
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	a.global.register(root)
+	asGroup(root)
+	root.AddCommand(
+		a.initCommand(),
+		a.keyCommand(),
+		a.signCommand(),
+		a.verifyCommand(),
+		a.jwkCommand(),
+		a.jwksCommand(),
+		a.completionCommand(),
+		a.versionCommand(),
+	)
+	return root
+}
+
+// asGroup makes a command one that only holds others: alone, or with a name that
+// it does not know, its use is wrong.
+func asGroup(group *cobra.Command) {
+	group.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return withHint(errors.New("a command is missing"), "`%s --help` lists the commands", cmd.CommandPath())
+		}
+		err := fmt.Errorf("unknown command %q", args[0])
+		cmd.SuggestionsMinimumDistance = 2
+		if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
+			return withHint(err, "did you mean `%s %s`?", cmd.CommandPath(), similar[0])
+		}
+		return withHint(err, "`%s --help` lists the commands", cmd.CommandPath())
+	}
+	group.RunE = func(*cobra.Command, []string) error { return nil }
+}
