@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -163,16 +164,35 @@ func TestAnObjectThatCannotBeReadDoesNotHideTheOthers(t *testing.T) {
 	}
 }
 
+// breaksDown stops answering anything from the first read of an attribute on.
+type breaksDown struct {
+	odd
+	injector *fault.Injector
+	armed    *atomic.Bool
+}
+
+func (o breaksDown) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
+	if o.armed.Load() {
+		for _, function := range []string{"C_GetAttributeValue", "C_GetSessionInfo"} {
+			o.injector.FailAll(function, pkcs11.CKR_DEVICE_ERROR)
+		}
+	}
+	return o.Module.GetAttributeValue(h, object, a)
+}
+
 func TestListingFailsWhenTheHSMDoes(t *testing.T) {
 	injector := fault.New()
-	h := wrapped(t, injector.Wrap)
-	generate(t, h, "key", hsmkey.P256)
-	injector.FailAll("C_GetAttributeValue", pkcs11.CKR_DEVICE_ERROR)
-	injector.FailAll("C_GetSessionInfo", pkcs11.CKR_DEVICE_ERROR)
+	var armed atomic.Bool
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+		return breaksDown{odd{injector.Wrap(m)}, injector, &armed}
+	})
+	generate(t, h, "key", hsmkey.HMAC256) // of the class that is listed last
+	armed.Store(true)
 	keys, err := h.Keys(context.Background())
 	if !errors.Is(err, hsmkey.ErrSession) || keys != nil {
 		t.Errorf("Keys = %v, %v, want ErrSession", keys, err)
 	}
+	armed.Store(false)
 	injector.Clear()
 	if len(listing(t, h)) != 1 {
 		t.Error("the key is not listed afterwards")

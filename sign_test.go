@@ -200,11 +200,37 @@ func TestAModuleWithoutECDSAOfHashesSignsMessages(t *testing.T) {
 	}
 }
 
-func TestAHonestModuleGetsOneCallForEachSignature(t *testing.T) {
+// short refuses digests that are longer than the key.
+type short struct{ odd }
+
+func (o short) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
+	if m.Mechanism == pkcs11.CKM_ECDSA && len(data) > size/2 {
+		return nil, pkcs11.Error(pkcs11.CKR_DATA_LEN_RANGE)
+	}
+	return o.Module.SignSingle(dst, h, m, key, data, size)
+}
+
+func TestADigestLongerThanTheKeyIsCutToIt(t *testing.T) {
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return short{odd{m}} })
+	key := generate(t, h, "key", hsmkey.P256)
+	for _, hash := range []crypto.Hash{crypto.SHA384, crypto.SHA512} {
+		signature, err := key.SignMessage(nil, []byte("message"), hash)
+		if err != nil {
+			t.Errorf("%v: %v", hash, err)
+		} else if !verifyASN1(key, hash, []byte("message"), signature) {
+			t.Errorf("%v: the signature is wrong", hash)
+		}
+	}
+}
+
+func TestAnHonestModuleGetsOneCallForEachSignature(t *testing.T) {
 	injector := fault.New()
 	h := wrapped(t, injector.Wrap)
-	key := generate(t, h, "key", hsmkey.P256)
-	signOnce(t, key)
+	generate(t, h, "key", hsmkey.P256)
+	key, err := h.Key(context.Background(), hsmkey.Query{Label: "key"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	finds, inits := injector.Calls("C_FindObjectsInit"), injector.Calls("C_SignInit")
 	for range 10 {
 		signOnce(t, key)
@@ -340,10 +366,22 @@ func TestASignatureEndsWithItsContext(t *testing.T) {
 	release()
 }
 
+// reads tells what it was given to sign.
+type reads struct {
+	odd
+	signed chan string
+}
+
+func (o reads) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
+	o.signed <- string(data)
+	return o.Module.SignSingle(dst, h, m, key, data, size)
+}
+
 func TestAHangBecomesATimeoutAndLeavesTheCallersBufferAlone(t *testing.T) {
 	injector := fault.New()
 	c := config(testhsm.New(t))
-	c.Pool.Wrap = injector.Wrap
+	signed := make(chan string, 1)
+	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module { return injector.Wrap(reads{odd{m}, signed}) }
 	c.Pool.OpTimeout = 100 * time.Millisecond
 	h := open(t, c)
 	key := generate(t, h, "key", hsmkey.Ed25519)
@@ -353,12 +391,16 @@ func TestAHangBecomesATimeoutAndLeavesTheCallersBufferAlone(t *testing.T) {
 	}
 	defer s.Release()
 	_, release := injector.Hang("C_SignInit")
-	input := []byte("the caller goes on to use this")
+	const message = "the caller goes on to use this"
+	input := []byte(message)
 	if _, err := key.In(s).SignJWS(context.Background(), hsmkey.EdDSA, input); !errors.Is(err, hsmkey.ErrTimeout) {
 		t.Errorf("SignJWS = %v, want ErrTimeout", err)
 	}
+	clear(input)
 	release()
-	clear(input) // the race detector sees whether the hung call still reads it
+	if got := <-signed; got != message {
+		t.Errorf("the call that hung went on with %q", got)
+	}
 }
 
 func TestKeysOfAClosedHSMAreClosed(t *testing.T) {
