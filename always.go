@@ -27,7 +27,7 @@ func (a *attempt) signAfterLogin(m sessionpool.Module, h pkcs11.SessionHandle, k
 	}
 	if err := m.Login(h, pkcs11.CKU_CONTEXT_SPECIFIC, a.pin); err != nil {
 		return nil, fmt.Errorf("%w: the login before a signature with the key with %s failed: %w",
-			ErrPIN, Query{Label: a.key.label, ID: a.key.id}, err)
+			ErrPIN, a.key, err)
 	}
 	signature, err := m.Sign(h, a.data)
 	if err != nil {

@@ -147,6 +147,27 @@ func TestATokenThatCannotSignByTheAlgorithmIsLeftOut(t *testing.T) {
 	}
 }
 
+func TestATokenWithAKeyOfAnotherKindIsLeftOut(t *testing.T) {
+	test := testhsm.New(t, "east", "west")
+	testhsm.GenerateEC(t, test, "key", "01")
+	testhsm.PKCS11Tool(t, test, "--token-label", "west", "--keypairgen", "--key-type", "EC:secp256k1", "--label", "key", "--id", "01")
+	f := &fleet{}
+	for _, label := range test.Labels {
+		c := config(test)
+		c.Pool.TokenLabel = label
+		f.pools = append(f.pools, open(t, c).Source())
+	}
+	for range 4 {
+		key, err := hsmkey.FromHSM(context.Background(), f, hsmkey.Query{Label: "key"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 4 {
+			signOnce(t, key)
+		}
+	}
+}
+
 func TestATokenWithoutTheKeyIsLeftOut(t *testing.T) {
 	f, hsms := newFleet(t)
 	generate(t, hsms[1], "key", hsmkey.P256)

@@ -110,7 +110,7 @@ func (k *maker) free() error {
 			return err
 		}
 		if len(taken) > 0 {
-			return fmt.Errorf("%w: %s has a key with %s", ErrExists, k.name, taken[0])
+			return fmt.Errorf("%w: %s has one with %s", ErrExists, k.name, q)
 		}
 	}
 	return nil

@@ -48,8 +48,8 @@ var (
 	// is in use. It does not sign with it.
 	ErrKeyMismatch = errors.New("another key has this name")
 
-	// ErrExists: a key with this label is there already; nothing was made.
-	ErrExists = errors.New("the label is taken")
+	// ErrExists: a key with this label or id is there already; nothing was made.
+	ErrExists = errors.New("key exists already")
 
 	// ErrInvalid: an argument cannot be used: an empty label, a PEM file that
 	// holds no private key, a digest whose length does not fit its hash. Nothing

@@ -2,14 +2,22 @@ package hsmkey
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"github.com/miekg/pkcs11"
 )
 
-// findBatch is how many handles one C_FindObjects may return. Many a module
-// returns fewer, one a call, while there are more.
-const findBatch = 64
+const (
+	// findBatch is how many handles one C_FindObjects may return. Many a module
+	// returns fewer, one a call, while there are more.
+	findBatch = 64
+
+	// maxFound bounds what a search may yield: a module that goes beyond it
+	// does not end its searches at all.
+	maxFound = 1 << 20
+)
 
 // find returns the handles of all objects that match a template. Results left
 // behind would leak into the next search of the session, so it reads until none
@@ -31,7 +39,9 @@ func (t token) find(template ...*pkcs11.Attribute) (found []pkcs11.ObjectHandle,
 		if len(some) == 0 {
 			return found, nil
 		}
-		found = append(found, some...)
+		if found = append(found, some...); len(found) > maxFound {
+			return nil, fmt.Errorf("%w: %s yields more than %d objects to one search", ErrUnsupported, t.name, maxFound)
+		}
 	}
 }
 
@@ -43,7 +53,15 @@ type object struct {
 	id     []byte
 }
 
-func (o object) String() string { return Query{Label: o.label, ID: o.id}.String() }
+// String names a key for errors: by its label, else by its id.
+func (o object) String() string { return nameKey(o.label, o.id) }
+
+func nameKey(label string, id []byte) string {
+	if label != "" {
+		return Query{Label: label}.String()
+	}
+	return Query{ID: id}.String()
+}
 
 // keyClasses are the classes of objects that sign.
 var keyClasses = []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY}
@@ -177,9 +195,22 @@ func (t token) theOne(q Query) (object, error) {
 	case len(found) == 0:
 		return object{}, t.notFound(q)
 	case len(found) > 1:
-		return object{}, fmt.Errorf("%w: %d keys with %s on %s (tell them apart by id)", ErrAmbiguous, len(found), q, t.name)
+		return object{}, fmt.Errorf("%w: %d keys with %s on %s; tell them apart by id: %s", ErrAmbiguous, len(found), q, t.name, listIDs(found))
 	}
 	return found[0], nil
+}
+
+// listIDs names keys that a query cannot tell apart.
+func listIDs(found []object) string {
+	const most = 8
+	var ids []string
+	for _, o := range found[:min(len(found), most)] {
+		ids = append(ids, hex.EncodeToString(o.id))
+	}
+	if len(found) > most {
+		ids = append(ids, "...")
+	}
+	return strings.Join(ids, ", ")
 }
 
 // notFound is the answer to a search that went well and found nothing.

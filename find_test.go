@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -238,5 +239,45 @@ func TestWithoutALoginTheErrorSaysThatThePINIsMissing(t *testing.T) {
 	_, err = open(t, c).Key(context.Background(), hsmkey.Query{Label: "key"})
 	if !errors.Is(err, hsmkey.ErrKeyNotFound) || !strings.Contains(err.Error(), "not logged in") {
 		t.Errorf("Key = %v, want ErrKeyNotFound with a hint", err)
+	}
+}
+
+func TestLookingAKeyUpAgainAndAgainDoesNotFillTheSession(t *testing.T) {
+	h := newHSM(t)
+	generate(t, h, "key", hsmkey.RSA2048)
+	lookUp := func(n int) {
+		for range n {
+			if _, err := h.Key(context.Background(), hsmkey.Query{Label: "key"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	heap := func() uint64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	lookUp(100)
+	before := heap()
+	const n = 2000
+	lookUp(n)
+	if grown := int64(heap()) - int64(before); grown > n*64 {
+		t.Errorf("%d lookups hold %d bytes", n, grown)
+	}
+}
+
+// endless yields the same object for ever.
+type endless struct{ odd }
+
+func (o endless) FindObjects(pkcs11.SessionHandle, int) ([]pkcs11.ObjectHandle, bool, error) {
+	return make([]pkcs11.ObjectHandle, 1<<12), true, nil
+}
+
+func TestASearchThatDoesNotEndIsGivenUp(t *testing.T) {
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return endless{odd{m}} })
+	if _, err := h.Keys(context.Background()); !errors.Is(err, hsmkey.ErrUnsupported) {
+		t.Errorf("Keys = %v, want ErrUnsupported", err)
 	}
 }

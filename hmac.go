@@ -12,7 +12,7 @@ import (
 func (k *HSMJWK) VerifyMAC(ctx context.Context, algorithm Algorithm, signingInput, mac []byte) error {
 	if k.material.public != nil {
 		return fmt.Errorf("%w: the key with %s is %s and makes signatures, which its public key verifies",
-			ErrUnsupported, Query{Label: k.material.label, ID: k.material.id}, k.material.typ)
+			ErrUnsupported, k.material, k.material.typ)
 	}
 	want, err := k.SignJWS(ctx, algorithm, signingInput)
 	if err != nil {

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
 	"slices"
 	"sync/atomic"
 
@@ -31,6 +34,7 @@ var (
 
 // material is what is known about a key. Copies of an HSMJWK share it.
 type material struct {
+	identity   any   // an identity, ready to be looked up
 	query      Query // how the key is found
 	class      uint  // CKO_PRIVATE_KEY or CKO_SECRET_KEY
 	label      string
@@ -44,6 +48,30 @@ type material struct {
 	// worked remembers which way a token signs. The map is never written to, but
 	// replaced.
 	worked atomic.Pointer[map[choice]int]
+}
+
+// String names the key for errors.
+func (m *material) String() string { return nameKey(m.label, m.id) }
+
+// identity is what sessions remember a located key by. It is the same however
+// often a program looks the key up, so that what they remember does not grow.
+type identity struct {
+	label string
+	id    string
+	class uint
+	proof [sha256.Size]byte // of the public key, or of the mark
+}
+
+func identify(m *material) (identity, error) {
+	proof := m.mark
+	if m.public != nil {
+		der, err := x509.MarshalPKIXPublicKey(m.public)
+		if err != nil {
+			return identity{}, fmt.Errorf("%w: the public key of the key with %s: %w", ErrUnsupported, m, err)
+		}
+		proof = der
+	}
+	return identity{m.query.Label, string(m.query.ID), m.class, sha256.Sum256(proof)}, nil
 }
 
 // choice is what a way is remembered for.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/miekg/pkcs11"
@@ -71,7 +70,7 @@ func (t token) list(source sessionpool.Source) ([]KeyInfo, error) {
 			case hasCode(err) && !t.answers():
 				return nil, err
 			default:
-				info.Err = fmt.Errorf("the key with %s: %w", o, err)
+				info.Err = err
 			}
 			keys = append(keys, info)
 		}

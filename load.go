@@ -43,13 +43,15 @@ func FromHSM(ctx context.Context, source sessionpool.Source, query Query) (*HSMJ
 				return err
 			}
 			// The first signature in this session need not look again.
-			_, err = s.Memo(found, func() (any, error) { return &located{o.handle, found.always.Load()}, nil })
+			_, err = s.Memo(found.identity, func() (any, error) { return &located{o.handle, found.always.Load()}, nil })
 			return err
 		})
-		if errors.Is(err, ErrKeyNotFound) {
+		switch {
+		case errors.Is(err, ErrSession):
+			return err
+		case errors.Is(err, ErrKeyNotFound), errors.Is(err, ErrUnsupported):
 			return sessionpool.Elsewhere(err)
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		key = &HSMJWK{material: found, source: source}
@@ -79,7 +81,8 @@ func (t token) describe(o object, query Query) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k, nil
+	k.identity, err = identify(k)
+	return k, err
 }
 
 func (t token) describePrivate(k *material, o object, keyType uint) (err error) {

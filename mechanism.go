@@ -193,7 +193,8 @@ func (p *plan) next(worked int, withMessage bool) int {
 // that another one is worth trying in the same session.
 func (p *plan) settle(i int, err error) bool {
 	var r *refusal
-	if !errors.As(err, &r) {
+	var u *unlocated
+	if !errors.As(err, &r) || errors.As(err, &u) {
 		return false
 	}
 	if errors.Is(err, ErrSession) {

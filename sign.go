@@ -40,10 +40,10 @@ func (k *HSMJWK) notAble(algorithm Algorithm) error {
 	m := k.material
 	if len(m.algorithms) == 0 {
 		return fmt.Errorf("%w: the key with %s is %s, too short for JOSE (RFC 7518 sections 3.3 and 3.5 want 2048 bits)",
-			ErrUnsupported, Query{Label: m.label, ID: m.id}, m.typ)
+			ErrUnsupported, m, m.typ)
 	}
 	return fmt.Errorf("%w: the key with %s is %s and does not sign %s; it signs %v",
-		ErrUnsupported, Query{Label: m.label, ID: m.id}, m.typ, algorithm, m.algorithms)
+		ErrUnsupported, m, m.typ, algorithm, m.algorithms)
 }
 
 // signing is one signature to be made.
@@ -177,14 +177,22 @@ func (k *HSMJWK) signBy(ctx context.Context, s *sessionpool.Session, j *signing,
 		k.material.always.Store(true)
 		err = a.do(ctx)
 	}
+	var u *unlocated
 	switch {
 	case err == nil:
 		return a.signature, nil
-	case errors.Is(err, ErrKeyNotFound), errors.Is(err, ErrKeyMismatch), errors.Is(err, ErrAmbiguous):
-		return nil, sessionpool.Elsewhere(err)
+	case errors.As(err, &u) && !errors.Is(err, ErrSession):
+		return nil, sessionpool.Elsewhere(u.cause)
 	}
 	return nil, err
 }
+
+// unlocated is why a key could not be found, or not be proven to be the same,
+// on a token that answers: another token may have it.
+type unlocated struct{ cause error }
+
+func (u *unlocated) Error() string { return u.cause.Error() }
+func (u *unlocated) Unwrap() error { return u.cause }
 
 // attempt is one call for a signature. It is given to the session's goroutine,
 // which may still be at it after the caller was told of a timeout: so it is made
@@ -209,11 +217,11 @@ func (a *attempt) do(ctx context.Context) (err error) {
 }
 
 func (a *attempt) run(m sessionpool.Module, h pkcs11.SessionHandle) error {
-	at, err := a.session.Memo(a.key, func() (any, error) {
+	at, err := a.session.Memo(a.key.identity, func() (any, error) {
 		return token{m, h, a.session.Token().Name()}.locate(a.key)
 	})
 	if err != nil {
-		return err
+		return &unlocated{err}
 	}
 	key := at.(*located) //nolint:errcheck // what the line above remembers
 	if key.always {
@@ -225,8 +233,7 @@ func (a *attempt) run(m sessionpool.Module, h pkcs11.SessionHandle) error {
 		}
 	}
 	if err == nil && len(a.signature) != a.size {
-		err = fmt.Errorf("%w: %s by %s gives a signature of %d bytes, want %d",
-			ErrUnsupported, a.session.Token().Name(), a.way.name, len(a.signature), a.size)
+		err = &refusal{a.way.name, fmt.Errorf("a signature of %d bytes, want %d", len(a.signature), a.size)}
 	}
 	return err
 }

@@ -54,7 +54,7 @@ func (k *HSMJWK) schemeFor(opts crypto.SignerOpts) (*scheme, error) {
 	}
 	if k.material.public == nil {
 		return nil, fmt.Errorf("%w: the key with %s is %s and makes no signatures; its codes are for SignJWS",
-			ErrUnsupported, Query{Label: k.material.label, ID: k.material.id}, k.material.typ)
+			ErrUnsupported, k.material, k.material.typ)
 	}
 	if _, ok := k.material.public.(ed25519.PublicKey); ok {
 		if o, ok := opts.(*ed25519.Options); opts.HashFunc() != 0 || ok && o.Context != "" {
