@@ -40,6 +40,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			transcript := filepath.Join(transcripts, filepath.Base(env.WorkDir))
 			env.Setenv("TRANSCRIPT", transcript)
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			env.Setenv("SOFTHSM", module)
 			env.Setenv("SPY", spy)
 			env.Setenv("WRONG_PIN", wrongPIN)
