@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"testing"
 	"unsafe"
 
@@ -19,10 +20,10 @@ import (
 // and other ideas of several attributes than SoftHSM2.
 func newNSS(t *testing.T) hsmkey.Config {
 	t.Helper()
-	const module = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so"
+	module := softoken(t)
 	args := fmt.Sprintf("configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags=", t.TempDir())
 	if err := initNSS(module, args); err != nil {
-		t.Fatalf("making an NSS database: %v (is the Debian package libnss3 installed?)", err)
+		t.Fatalf("making an NSS database: %v", err)
 	}
 	return hsmkey.Config{Pool: sessionpool.Config{
 		Module: module, ModuleArgs: args,
@@ -30,6 +31,20 @@ func newNSS(t *testing.T) hsmkey.Config {
 		PIN:        sessionpool.StaticPIN(testhsm.PIN),
 		OpTimeout:  slow,
 	}}
+}
+
+// softoken finds NSS's PKCS#11 module.
+func softoken(t *testing.T) string {
+	t.Helper()
+	for _, place := range []string{"/usr/lib/*-linux-gnu*", "/usr/lib64", "/usr/lib", "/opt/homebrew/opt/nss/lib"} {
+		for _, name := range []string{"libsoftokn3.so", "libsoftokn3.dylib"} {
+			if found, err := filepath.Glob(filepath.Join(place, name)); err == nil && len(found) > 0 {
+				return found[0]
+			}
+		}
+	}
+	t.Fatal("libsoftokn3 not found: install the Debian package libnss3 (or run `make deps`)")
+	return ""
 }
 
 // initNSS sets the user PIN of a new database, as its owner does once.

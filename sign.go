@@ -53,7 +53,10 @@ type signing struct {
 	copied  bool   // message is ours
 	hashed  []byte // the DigestInfo, or the digest where the scheme has none
 	size    int    // of the signature
+	buffer  [maxDigestInfo]byte
 }
+
+const maxDigestInfo = 19 + sha512.Size
 
 // newSigning hashes a message for a signature by a scheme.
 func (k *HSMJWK) newSigning(s *scheme, message []byte) *signing {
@@ -61,8 +64,7 @@ func (k *HSMJWK) newSigning(s *scheme, message []byte) *signing {
 	if message == nil {
 		j.message, j.copied = []byte{}, true
 	}
-	hashed := make([]byte, 0, len(s.prefix)+maxDigest)
-	hashed = append(hashed, s.prefix...)
+	hashed := append(j.buffer[:0], s.prefix...)
 	switch {
 	case s.ways[0].input == inputMessage:
 	case s.id.hash == crypto.SHA256:
@@ -78,8 +80,6 @@ func (k *HSMJWK) newSigning(s *scheme, message []byte) *signing {
 	j.hashed = k.truncate(s, hashed)
 	return j
 }
-
-const maxDigest = sha512.Size
 
 // newDigestSigning is a signature of a message of which only the hash is known.
 func (k *HSMJWK) newDigestSigning(s *scheme, digest []byte) *signing {
@@ -177,11 +177,11 @@ func (k *HSMJWK) signBy(ctx context.Context, s *sessionpool.Session, j *signing,
 		k.material.always.Store(true)
 		err = a.do(ctx)
 	}
-	var u *unlocated
-	switch {
-	case err == nil:
+	if err == nil {
 		return a.signature, nil
-	case errors.As(err, &u) && !errors.Is(err, ErrSession):
+	}
+	var u *unlocated
+	if errors.As(err, &u) && !errors.Is(err, ErrSession) {
 		return nil, sessionpool.Elsewhere(u.cause)
 	}
 	return nil, err
