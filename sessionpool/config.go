@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -72,6 +73,13 @@ type Config struct {
 	// OpTimeout limits each PKCS#11 call. Zero: DefaultOpTimeout.
 	OpTimeout time.Duration
 
+	// Direct makes PKCS#11 calls on the goroutine of the caller, not on one of the
+	// session's own: that saves handing each call over and back, and a call that
+	// hangs holds its caller, whatever OpTimeout and its context say. It is for
+	// libraries that compute in this process and have no device to wait for. For
+	// SoftHSM2 and NSS softokn it is set by itself, unless Wrap is.
+	Direct bool
+
 	// MaxOrphans limits the sessions whose call timed out and still hangs in
 	// the module. At the limit Acquire fails at once. Zero: DefaultMaxOrphans.
 	MaxOrphans int
@@ -125,12 +133,16 @@ func (c Config) withDefaults() (Config, error) {
 		return Config{}, err
 	}
 	c.Module = path
+	c.Direct = c.Direct || c.Wrap == nil && slices.Contains(inProcess, filepath.Base(path))
 	c.TokenLabel = strings.TrimRight(c.TokenLabel, " ")
 	c.IdleTimeout = cmp.Or(c.IdleTimeout, DefaultIdleTimeout)
 	c.OpTimeout = cmp.Or(c.OpTimeout, DefaultOpTimeout)
 	c.MaxOrphans = cmp.Or(c.MaxOrphans, DefaultMaxOrphans)
 	return c, nil
 }
+
+// inProcess are the libraries that are their own HSM.
+var inProcess = []string{"libsofthsm2.so", "libsoftokn3.so"}
 
 // modulePath is the real path of a library, so that one file is one library
 // under whatever name. A bare name that is no file is the loader's business.

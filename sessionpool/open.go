@@ -89,7 +89,7 @@ func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, anchor, again b
 	if err != nil {
 		return nil, err
 	}
-	p := t.newPhysical(k, in, generation)
+	p := t.newPhysical(k, in, generation, pool.cfg.Direct)
 	p.anchor = anchor
 	err, left := p.call(ctx, pool.cfg.OpTimeout, work{step: func() error { return p.openHandle(slot) }})
 	if left {

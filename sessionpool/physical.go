@@ -16,6 +16,7 @@ import (
 // its goroutine closes when the call comes back.
 type physical struct {
 	token      *Token
+	direct     bool // no goroutine: the holder makes the calls
 	kind       kind
 	generation uint64      // of the library when the session was opened
 	replaced   atomic.Bool // the module gave the handle's number to a later session
@@ -61,17 +62,19 @@ type result struct {
 	exited   bool // the function left its goroutine (runtime.Goexit)
 }
 
-func (t *Token) newPhysical(k kind, in *instance, generation uint64) *physical {
+func (t *Token) newPhysical(k kind, in *instance, generation uint64, direct bool) *physical {
 	p := &physical{
-		token: t, kind: k, generation: generation,
+		token: t, kind: k, generation: generation, direct: direct,
 		turn: make(chan struct{}, 1), work: make(chan work), results: make(chan result, 1),
 		timer: time.NewTimer(time.Hour), suspicion: t.suspicion.Load(),
 	}
 	p.timer.Stop()
 	p.guard.instance, p.guard.generation = in, generation
 	p.guard.user, p.guard.epoch = !k.public() && t.needsLogin(), &t.epoch
-	t.running.Add(1)
-	go p.run()
+	if !direct {
+		t.running.Add(1)
+		go p.run()
+	}
 	return p
 }
 
@@ -122,20 +125,28 @@ func (p *physical) perform(w work) (r result) {
 			}
 		}()
 	}()
-	if w.step != nil {
-		r.err = w.step()
-	} else {
-		p.refresh()
-		r.err = w.fn(&p.guard, p.handle)
-	}
+	r.err = p.make(w)
 	r.exited = false
 	return r
+}
+
+func (p *physical) make(w work) error {
+	if w.step != nil {
+		return w.step()
+	}
+	p.refresh()
+	return w.fn(&p.guard, p.handle)
 }
 
 // call has the goroutine do w, exactly once, and waits for it until ctx ends or
 // one PKCS#11 call in it has lasted longer than timeout. left says that it did
 // not come back: the session is an orphan and no longer the caller's.
 func (p *physical) call(ctx context.Context, timeout time.Duration, w work) (err error, left bool) { //nolint:revive // the error describes the outcome, left who owns the session
+	if p.direct {
+		p.guard.beginRun()
+		defer p.guard.endRun()
+		return p.make(w), false
+	}
 	p.state.Store(stateBusy)
 	p.work <- w
 	p.timer.Reset(timeout)
