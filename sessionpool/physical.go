@@ -11,16 +11,15 @@ import (
 
 // physical is one PKCS#11 session. Its goroutine makes every call on it: a call
 // cannot be cancelled, so whoever waits for one must be able to leave while it
-// goes on. At most one caller at a time, the holder of turn, sends work to that
-// goroutine and waits; a holder that leaves makes the session an orphan, which
-// its goroutine closes when the call comes back.
+// goes on. At most one caller at a time, the holder, sends work to that goroutine
+// and waits; a holder that leaves makes the session an orphan, which its
+// goroutine closes when the call comes back.
 type physical struct {
 	token      *Token
 	direct     bool // no goroutine: the holder makes the calls
 	kind       kind
 	generation uint64      // of the library when the session was opened
 	replaced   atomic.Bool // the module gave the handle's number to a later session
-	turn       chan struct{}
 	work       chan work
 	results    chan result
 	timer      *time.Timer
@@ -65,7 +64,7 @@ type result struct {
 func (t *Token) newPhysical(k kind, in *instance, generation uint64, direct bool) *physical {
 	p := &physical{
 		token: t, kind: k, generation: generation, direct: direct,
-		turn: make(chan struct{}, 1), work: make(chan work), results: make(chan result, 1),
+		work: make(chan work), results: make(chan result, 1),
 		timer: time.NewTimer(time.Hour), suspicion: t.suspicion.Load(),
 	}
 	p.timer.Stop()

@@ -107,7 +107,7 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 		return nil, err
 	}
 	ph.bypass = r.has(optBypass)
-	return &Session{pool: p, physical: ph, turn: ph.turn}, nil
+	return newSession(p, ph), nil
 }
 
 // obtain gets a physical session, from the cache or from the token.
@@ -189,7 +189,9 @@ func (p *Pool) oneTime(ctx context.Context, r request) (*Session, error) {
 	if err != nil {
 		return nil, errors.Join(err, inner.Close(ctx))
 	}
-	return &Session{pool: inner, physical: s.physical, turn: s.turn, inner: p}, nil
+	one := newSession(inner, s.physical)
+	one.inner = p
+	return one, nil
 }
 
 // endOneTime closes the private instance that was made for the session.
@@ -211,8 +213,7 @@ func (p *Pool) With(ctx context.Context, fn func(*Session) error, opts ...Option
 	if err != nil {
 		return err
 	}
-	defer s.Release()
-	return fn(s)
+	return using(s, fn)
 }
 
 // Token returns what the token said about itself when it was last found.

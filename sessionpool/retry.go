@@ -23,16 +23,14 @@ func Retry(ctx context.Context, src Source, fn func(*Session) error, opts ...Opt
 			}
 			return err
 		}
-		err = fn(s)
-		t := s.Token()
-		s.Release()
+		err = using(s, fn)
 		var mark *elsewhereError
 		switch {
 		case err == nil:
 			return nil
 		case errors.As(err, &mark):
 			elsewhere = err
-			opts = append(opts[:len(opts):len(opts)], Avoid(t))
+			opts = append(opts[:len(opts):len(opts)], Avoid(s.Token()))
 		case !errors.Is(err, ErrSession) && !errors.Is(err, ErrTimeout):
 			return err
 		}
@@ -40,6 +38,12 @@ func Retry(ctx context.Context, src Source, fn func(*Session) error, opts ...Opt
 			return err
 		}
 	}
+}
+
+// using runs fn and releases its session on every path.
+func using(s *Session, fn func(*Session) error) error {
+	defer s.Release()
+	return fn(s)
 }
 
 // Elsewhere marks an error of this token only: the key is not there, or is

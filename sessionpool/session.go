@@ -12,14 +12,26 @@ import (
 // until Release or Close. It may be used by several goroutines, whose calls then
 // run one after the other.
 type Session struct {
-	pool     *Pool
-	physical *physical   // changed by the holder of turn only
-	lost     bool        // the physical session and its place are no longer ours
-	ended    atomic.Bool // Release or Close was called
-	given    atomic.Bool // the physical session went back
-	closing  atomic.Bool // by Close
-	turn     chan struct{}
-	inner    *Pool // of a one-time PIN: the pool that this session is all of
+	pool  *Pool
+	inner *Pool        // of a one-time PIN: the pool that this session is all of
+	ended atomic.Int32 // asOpen, byRelease or byClose
+	turn  chan struct{}
+
+	// Owned by the holder of turn.
+	physical *physical
+	lost     bool // the physical session and its place are no longer ours
+	given    bool // the physical session went back
+}
+
+// How a session has ended.
+const (
+	asOpen int32 = iota // not yet
+	byRelease
+	byClose
+)
+
+func newSession(pool *Pool, p *physical) *Session {
+	return &Session{pool: pool, physical: p, turn: make(chan struct{}, 1)}
 }
 
 // Do runs fn with the session's handle, on the session's own goroutine, and is
@@ -46,7 +58,7 @@ func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) 
 		}
 	}
 	defer s.finish()
-	if s.ended.Load() {
+	if s.ended.Load() != asOpen {
 		return fail(ErrClosed, nil, "the session was released")
 	}
 	if err := ctx.Err(); err != nil {
@@ -184,7 +196,7 @@ func (s *Session) probe(ctx context.Context, c class) class {
 // finish ends a turn, and gives the session back if it was released meanwhile.
 func (s *Session) finish() {
 	<-s.turn
-	if s.ended.Load() {
+	if s.ended.Load() != asOpen {
 		s.giveBack()
 	}
 }
@@ -192,29 +204,31 @@ func (s *Session) finish() {
 // Release ends the logical session. The physical one goes back to the cache, or
 // is closed if it may not be reused. Releasing twice, or after Close, does
 // nothing. A call that is going on finishes first, in the background.
-func (s *Session) Release() { s.end(false) }
+func (s *Session) Release() { s.end(byRelease) }
 
 // Close ends the logical session and closes the physical one (the seed's
 // CLOSE_PHYSICALLY). Closing twice, or after Release, does nothing.
-func (s *Session) Close() { s.end(true) }
+func (s *Session) Close() { s.end(byClose) }
 
-func (s *Session) end(physically bool) {
-	if s.ended.Swap(true) {
-		return
-	}
-	s.closing.Store(physically)
-	select {
-	case s.turn <- struct{}{}:
-		<-s.turn
+func (s *Session) end(how int32) {
+	if s.ended.CompareAndSwap(asOpen, how) {
 		s.giveBack()
-	default: // whoever has the turn gives it back
 	}
 }
 
+// giveBack gives the physical session back, once, when nobody uses it: whoever
+// has the turn does it afterwards.
 func (s *Session) giveBack() {
-	if s.given.Swap(true) {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	default:
 		return
 	}
+	if s.given {
+		return
+	}
+	s.given = true
 	if s.inner != nil {
 		s.endOneTime()
 		return
@@ -231,7 +245,7 @@ func (s *Session) giveBack() {
 	case p.resets != t.resets.Load():
 		t.discard(p, CloseAsked)
 		t.endUnusedLogin()
-	case s.closing.Load() || p.bypass || s.pool.cfg.DisableCache || s.pool.isClosed():
+	case s.ended.Load() == byClose || p.bypass || s.pool.cfg.DisableCache || s.pool.isClosed():
 		t.discard(p, CloseAsked)
 	default:
 		t.cache.put(p)
