@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/miekg/pkcs11"
@@ -43,7 +44,7 @@ func (h *HSM) create(ctx context.Context, label string, id []byte, what string, 
 	case h.making <- struct{}{}:
 		defer func() { <-h.making }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for another key to be made: %w", context.Cause(ctx))
+		return nil, ended(ctx, "waiting for another key to be made")
 	}
 	s, err := h.source.Acquire(ctx, sessionpool.ReadWrite())
 	if err != nil {
@@ -58,14 +59,13 @@ func (h *HSM) create(ctx context.Context, label string, id []byte, what string, 
 		if err := k.free(); err != nil {
 			return err
 		}
-		got, err := k.make(recipes, prove)
-		if err == nil && !state.CompareAndSwap(creating, created) {
-			err = errors.Join(ErrTimeout, k.undo())
-		}
-		if err != nil {
+		var err error
+		if made, err = k.make(recipes, prove); err != nil {
 			return err
 		}
-		made = got
+		if !state.CompareAndSwap(creating, created) {
+			return errors.Join(ErrTimeout, k.undo())
+		}
 		return nil
 	})
 	if err != nil && !state.CompareAndSwap(creating, abandoned) {
@@ -73,8 +73,10 @@ func (h *HSM) create(ctx context.Context, label string, id []byte, what string, 
 	}
 	if err != nil {
 		err = fmt.Errorf("making the %s key %q: %w", what, label, err)
-		if errors.Is(err, ErrSession) {
-			err = errors.Join(err, h.sweep(ctx, s.Token(), label, id))
+		if errors.Is(err, ErrSession) || errors.Is(err, errLeft) {
+			on := s.Token()
+			s.Release() // it may be the only one
+			err = errors.Join(err, h.sweep(ctx, on, label, id))
 		}
 		return nil, err
 	}
@@ -159,12 +161,15 @@ func (k *maker) cook(r recipe, prove func(token, *material, pkcs11.ObjectHandle)
 	return got, nil
 }
 
+// errLeft says that a key is half made, and could not be removed in its session.
+var errLeft = errors.New("removing what was made")
+
 // undo removes what was made, the private key first.
 func (k *maker) undo() error {
 	var failed error
 	for _, handle := range slices.Backward(k.made) {
 		if err := k.module.DestroyObject(k.session, handle); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("removing what was made with label %q and id %x: %w", k.label, k.id, err))
+			failed = errors.Join(failed, fmt.Errorf("%w: %w", errLeft, err))
 		}
 	}
 	k.made = nil
@@ -206,13 +211,18 @@ func refuses(err error) bool {
 	return errors.As(err, &code) && slices.Contains(refusals, code)
 }
 
+// sweepTime bounds how long a failed call goes on cleaning up.
+const sweepTime = 30 * time.Second
+
 // sweep removes what a session that died may have left behind of a new key. Its
 // label and id were free before, so whatever has both is that key.
 func (h *HSM) sweep(ctx context.Context, on *sessionpool.Token, label string, id []byte) error {
 	failed := func(err error) error {
 		return fmt.Errorf("objects with label %q and id %x may have been left on %s: %w", label, id, on.Name(), err)
 	}
-	s, err := h.source.Acquire(context.WithoutCancel(ctx), sessionpool.ReadWrite())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepTime)
+	defer cancel()
+	s, err := h.source.Acquire(ctx, sessionpool.ReadWrite())
 	if err != nil {
 		return failed(err)
 	}

@@ -1,7 +1,9 @@
 package hsmkey
 
 import (
+	"context"
 	"errors"
+	"fmt"
 
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
@@ -59,3 +61,12 @@ var (
 	// ErrMAC: [HSMJWK.VerifyMAC] computed another code than the one given.
 	ErrMAC = errors.New("the message authentication code does not match")
 )
+
+// ended is the error of a context that ended: its deadline is a timeout like any
+// other, its cancellation the caller's own wish.
+func ended(ctx context.Context, doing string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %s: %w", ErrTimeout, doing, ctx.Err())
+	}
+	return fmt.Errorf("%s: %w", doing, ctx.Err())
+}

@@ -140,7 +140,10 @@ func (o afterwards) GenerateKey(h pkcs11.SessionHandle, m []*pkcs11.Mechanism, t
 
 func TestAKeyWhoseSessionDiesIsRemovedThroughAnother(t *testing.T) {
 	injector := fault.New()
-	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return dies{odd{injector.Wrap(m)}, injector} })
+	c := config(testhsm.New(t))
+	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module { return dies{odd{injector.Wrap(m)}, injector} }
+	c.Pool.MaxSessions = 1 // the dead one must make room
+	h := open(t, c)
 	for _, typ := range []hsmkey.KeyType{hsmkey.P256, hsmkey.HMAC256} {
 		_, err := h.Generate(context.Background(), "key", typ, nil)
 		if !errors.Is(err, hsmkey.ErrSession) {
@@ -148,6 +151,23 @@ func TestAKeyWhoseSessionDiesIsRemovedThroughAnother(t *testing.T) {
 		}
 		if n := objects(t, h); n != 0 {
 			t.Errorf("%s: %d objects are left", typ, n)
+		}
+	}
+}
+
+func TestWhatCannotBeRemovedInItsSessionIsRemovedThroughAnother(t *testing.T) {
+	injector := fault.New()
+	h := wrapped(t, injector.Wrap)
+	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_FUNCTION_NOT_SUPPORTED} {
+		injector.Fail("C_CreateObject", 2, pkcs11.CKR_TOKEN_WRITE_PROTECTED)
+		injector.Fail("C_DestroyObject", 1, code)
+		_, err := h.Import(context.Background(), "key", newKeys(t)[hsmkey.P256], nil)
+		if !errors.Is(err, pkcs11.Error(pkcs11.CKR_TOKEN_WRITE_PROTECTED)) {
+			t.Errorf("Import = %v, want the first code", err)
+		}
+		injector.Clear()
+		if n := objects(t, h); n != 0 {
+			t.Errorf("%v: %d objects are left", pkcs11.Error(code), n)
 		}
 	}
 }

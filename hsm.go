@@ -2,7 +2,6 @@ package hsmkey
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/sessionpool"
@@ -27,8 +26,8 @@ type HSM struct {
 // The error matches ErrConfig if the configuration is wrong or no token or
 // several match it, ErrSession or ErrTimeout if the module does not answer.
 func Open(ctx context.Context, config Config) (*HSM, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("opening the HSM: %w", context.Cause(ctx))
+	if ctx.Err() != nil {
+		return nil, ended(ctx, "opening the HSM")
 	}
 	if config.Balance.Lists != "" {
 		fleet := config.Balance
