@@ -41,7 +41,7 @@ var statuses = []struct {
 	{hsmkey.ErrInvalid, exitUsage, ""},
 	{jws.ErrClaims, exitUsage, `claims are one JSON object, such as '{"sub":"alice"}'`},
 	{jwk.ErrPrivate, exitUsage, ""},
-	{hsmkey.ErrExists, exitFailed, "choose another label, or remove the key first with `hsmkey key delete`"},
+	{hsmkey.ErrExists, exitFailed, "choose another label or id, or remove the key first with `hsmkey key delete`"},
 }
 
 // exitStatus is what an error makes the process end with.
