@@ -134,6 +134,15 @@ func (k *HSMJWK) In(session *sessionpool.Session) *HSMJWK {
 	return &c
 }
 
+// Source returns where the key takes its sessions from, nil for a key that is
+// pinned to one by [HSMJWK.In].
+func (k *HSMJWK) Source() sessionpool.Source {
+	if k.pinned != nil {
+		return nil
+	}
+	return k.source
+}
+
 // WithContext returns the same key whose Sign and SignMessage, which take no
 // context, use ctx. Without it they wait for as long as the configured timeouts
 // let them.

@@ -46,6 +46,7 @@ type Signer struct {
 	size   int    // length of a signature in bytes
 	sign   signFunc
 	jose   jose.Signer
+	key    *hsmkey.HSMJWK // nil: a key that is no HSM's
 }
 
 // signFunc returns the signature value that RFC 7518 section 3 defines for the
@@ -62,6 +63,15 @@ func NewSigner(key *hsmkey.HSMJWK, opts Options) (*Signer, error) {
 	if key == nil {
 		return nil, fmt.Errorf("%w: there is no key", hsmkey.ErrConfig)
 	}
+	s, err := forKey(key, opts)
+	if err != nil {
+		return nil, err
+	}
+	s.key = key
+	return s, nil
+}
+
+func forKey(key *hsmkey.HSMJWK, opts Options) (*Signer, error) {
 	algs := key.Algorithms()
 	if len(algs) == 0 {
 		return nil, fmt.Errorf("%w: JOSE has no algorithm for key %q (%v)", hsmkey.ErrUnsupported, key.Label(), key.Type())

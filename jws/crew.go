@@ -1,0 +1,76 @@
+package jws
+
+import (
+	"context"
+	"sync"
+)
+
+// crew is the workers of a batch. Their number may change while they work.
+type crew struct {
+	group sync.WaitGroup
+	hire  func(number int) context.CancelFunc
+
+	mu      sync.Mutex
+	wanted  int
+	running map[int]context.CancelFunc
+	report  func(int)
+}
+
+// start begins with the number of workers that the options ask for, or sends
+// somebody to find the best one.
+func (c *crew) start(ctx context.Context, b *batch) {
+	c.running, c.report = map[int]context.CancelFunc{}, b.opts.OnSessions
+	c.hire = func(number int) context.CancelFunc {
+		own, cancel := context.WithCancel(ctx)
+		c.group.Go(func() {
+			defer c.quit(number, cancel)
+			b.work(ctx, own, number)
+		})
+		return cancel
+	}
+	if b.opts.Sessions > 0 {
+		c.resize(b.opts.Sessions)
+		return
+	}
+	c.resize(1)
+	c.group.Go(func() { newClimber(c, b.window).climb(ctx) })
+}
+
+// resize changes the number of workers. Those that are too many end when they
+// ask for work next, or stop waiting for a session.
+func (c *crew) resize(wanted int) {
+	c.mu.Lock()
+	changed := c.wanted != wanted
+	c.wanted = wanted
+	for number := range wanted {
+		if c.running[number] == nil {
+			c.running[number] = c.hire(number)
+		}
+	}
+	for number, cancel := range c.running {
+		if number >= wanted {
+			cancel()
+		}
+	}
+	c.mu.Unlock()
+	if changed && c.report != nil {
+		c.report(wanted)
+	}
+}
+
+// quit takes a worker off the list.
+func (c *crew) quit(number int, cancel context.CancelFunc) {
+	cancel()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.running, number)
+}
+
+// wants reports whether a worker is to go on.
+func (c *crew) wants(number int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return number < c.wanted
+}
+
+func (c *crew) wait() { c.group.Wait() }
