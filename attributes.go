@@ -32,8 +32,7 @@ type token struct {
 // to itself, is reported as not there.
 func (t token) attribute(o pkcs11.ObjectHandle, typ uint) (value []byte, there bool, err error) {
 	got, err := t.module.GetAttributeValue(t.session, o, []*pkcs11.Attribute{attr(typ, nil)})
-	if isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) || isCode(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE) ||
-		isCode(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID) {
+	if notThere(err) {
 		return nil, false, nil
 	}
 	if err != nil {
@@ -43,6 +42,39 @@ func (t token) attribute(o pkcs11.ObjectHandle, typ uint) (value []byte, there b
 		return nil, false, nil
 	}
 	return got[0].Value, true, nil
+}
+
+// attributes reads attributes that nearly every object has, in one call; where
+// one is missing, one by one. What is not there is nil.
+func (t token) attributes(o pkcs11.ObjectHandle, types ...uint) ([][]byte, error) {
+	template := make([]*pkcs11.Attribute, len(types))
+	for i, typ := range types {
+		template[i] = attr(typ, nil)
+	}
+	values := make([][]byte, len(types))
+	got, err := t.module.GetAttributeValue(t.session, o, template)
+	switch {
+	case err == nil && len(got) == len(types):
+		for i := range got {
+			values[i] = got[i].Value
+		}
+		return values, nil
+	case err != nil && !notThere(err):
+		return nil, fmt.Errorf("reading an object's attributes: %w", err)
+	}
+	for i, typ := range types {
+		if values[i], _, err = t.attribute(o, typ); err != nil {
+			return nil, err
+		}
+	}
+	return values, nil
+}
+
+// notThere reports whether a read failed because an object lacks an attribute,
+// or keeps it to itself.
+func notThere(err error) bool {
+	return isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) || isCode(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE) ||
+		isCode(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID)
 }
 
 // ulong reads a CK_ULONG attribute.

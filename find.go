@@ -70,17 +70,13 @@ var keyClasses = []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY}
 // search was for: one module also lists objects that nobody asked for.
 func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, asked bool, err error) {
 	o = object{handle: handle, class: class}
-	got, there, err := t.ulong(handle, pkcs11.CKA_CLASS)
+	got, err := t.attributes(handle, pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
 	if err != nil {
 		return o, false, err
 	}
-	label, _, err := t.attribute(handle, pkcs11.CKA_LABEL)
-	if err != nil {
-		return o, false, err
-	}
-	o.label = trimLabel(string(label))
-	o.id, _, err = t.attribute(handle, pkcs11.CKA_ID)
-	return o, there && got == class, err
+	o.label, o.id = trimLabel(string(got[1])), got[2]
+	is, there := decodeUlong(got[0])
+	return o, there && is == class, nil
 }
 
 // candidates returns every private or secret key that a query matches.

@@ -281,3 +281,11 @@ func TestASearchThatDoesNotEndIsGivenUp(t *testing.T) {
 		t.Errorf("Keys = %v, want ErrUnsupported", err)
 	}
 }
+
+func TestAttributesAreReadOneByOneWhereTheyCannotBeReadTogether(t *testing.T) {
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return oneAttribute{odd{m}} })
+	for _, typ := range []hsmkey.KeyType{hsmkey.RSA2048, hsmkey.P256, hsmkey.Ed25519, hsmkey.HMAC256} {
+		made := generate(t, h, string(typ), typ)
+		mustFind(t, h, hsmkey.Query{Label: string(typ), ID: made.ID()})
+	}
+}

@@ -142,3 +142,13 @@ func (o counts) FindObjectsFinal(h pkcs11.SessionHandle) error {
 	o.ended.Add(1)
 	return o.Module.FindObjectsFinal(h)
 }
+
+// oneAttribute has trouble with reads of several attributes at once.
+type oneAttribute struct{ odd }
+
+func (o oneAttribute) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
+	if len(a) > 1 {
+		return nil, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)
+	}
+	return o.Module.GetAttributeValue(h, object, a)
+}
