@@ -49,6 +49,7 @@ func TestRandomUseUnderRandomFaults(t *testing.T) {
 func randomRound(t *testing.T, h *hsm, pub *ecdsa.PublicKey, seed uint64) {
 	t.Logf("replay this round with HSMKEY_SEED=%d", seed)
 	h.fault.Clear()
+	h.cfg.Direct = seed%2 == 1 // both ways of making calls
 	p, err := sessionpool.New(h.cfg)
 	if err != nil {
 		t.Errorf("seed %d: %v", seed, err)
