@@ -187,8 +187,8 @@ func (t *Token) shut(p *physical, cause CloseCause) (left bool) {
 	}
 	if !left {
 		close(p.work)
+		t.handles.forget(p)
 	}
-	t.handles.forget(p)
 	t.counts.closed(cause)
 	t.emit(Event{Kind: SessionClosed, Cause: cause})
 	return left

@@ -93,7 +93,7 @@ func (p *physical) deliver(r result) bool {
 		p.results <- r
 		return true
 	}
-	if p.handle != 0 && !p.replaced.Load() {
+	if p.handle != 0 && !p.replaced.Load() && !gone(p.guard.failed) {
 		p.guard.beginRun()
 		_ = p.closeHandle() // nobody is left to be told
 		p.guard.endRun()
@@ -219,8 +219,12 @@ func (p *physical) openHandle(slot uint) error {
 	return err
 }
 
+// closeHandle forgets the handle, whatever comes of it: a session is closed once.
 func (p *physical) closeHandle() error {
-	return p.guard.do(func(m Module) error { return m.CloseSession(p.handle) })
+	err := p.guard.do(func(m Module) error { return m.CloseSession(p.handle) })
+	p.token.handles.forget(p)
+	p.handle = 0
+	return err
 }
 
 // loggedIn asks the token what state the session is in.
