@@ -284,7 +284,10 @@ func TestASlowReaderSlowsTheInputDown(t *testing.T) {
 			}
 		}
 	}
-	for range signer.Batch(context.Background(), counting, jws.BatchOptions{Sessions: 2}) {
+	for _, err := range signer.Batch(context.Background(), counting, jws.BatchOptions{Sessions: 2}) {
+		if err != nil {
+			t.Error(err)
+		}
 		break
 	}
 	if read > 5000 {
