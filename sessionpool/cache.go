@@ -48,9 +48,8 @@ func (c *cache) limit() int {
 
 // take finds a session for a caller: an idle one of its kind, or nil and the
 // right to open one, after evict (if any) was closed. It waits for its turn
-// until ctx ends or closing is closed, unless noWait. fresh callers take no idle
-// one.
-func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh, noWait bool) (found, evict *physical, err error) {
+// until ctx ends, or closing or giveUp is closed. fresh callers take no idle one.
+func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan struct{}, k kind, fresh bool) (found, evict *physical, err error) {
 	c.mu.Lock()
 	if c.orphans >= c.limits.orphans {
 		n := c.orphans
@@ -63,9 +62,11 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh
 			return found, evict, nil
 		}
 	}
-	if noWait {
+	select {
+	case <-giveUp:
 		c.mu.Unlock()
 		return nil, nil, errBusy
+	default:
 	}
 	w := &waiter{kind: k, fresh: fresh, ready: make(chan *physical, 1)}
 	c.waiters = append(c.waiters, w)
@@ -80,6 +81,8 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, k kind, fresh
 		err = waitError(ctx, "waiting for a free session")
 	case <-closing:
 		err = errClosedPool
+	case <-giveUp:
+		err = errBusy
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

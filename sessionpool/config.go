@@ -104,14 +104,11 @@ type Config struct {
 	Wrap func(Module) Module
 }
 
-// withDefaults checks every field and fills in defaults.
-func (c Config) withDefaults() (Config, error) {
-	bad := func(format string, args ...any) (Config, error) {
-		return Config{}, fail(ErrConfig, nil, format, args...)
-	}
+// Check reports what [New] would refuse whatever the module: numbers out of range
+// and settings that contradict each other. The error matches [ErrConfig].
+func (c Config) Check() error {
+	bad := func(format string, args ...any) error { return fail(ErrConfig, nil, format, args...) }
 	switch {
-	case c.Module == "":
-		return bad("no PKCS#11 library is configured (set HSM_MODULE or --module)")
 	case c.MaxSessions < 0 || c.MaxSessions > maxSessionsBound:
 		return bad("MaxSessions is %d, want 0 (default) to %d", c.MaxSessions, maxSessionsBound)
 	case c.MaxOrphans < 0 || c.MaxOrphans > maxSessionsBound:
@@ -127,6 +124,17 @@ func (c Config) withDefaults() (Config, error) {
 		if name, _, ok := strings.Cut(pair, "="); !ok || name == "" || strings.ContainsRune(pair, 0) {
 			return bad("ModuleEnv holds an entry that is not NAME=value")
 		}
+	}
+	return nil
+}
+
+// withDefaults checks every field and fills in defaults.
+func (c Config) withDefaults() (Config, error) {
+	if err := c.Check(); err != nil {
+		return Config{}, err
+	}
+	if c.Module == "" {
+		return Config{}, fail(ErrConfig, nil, "no PKCS#11 library is configured (set HSM_MODULE or --module)")
 	}
 	path, err := modulePath(c.Module)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // The sentinels of this package. Every error it returns matches one of them
@@ -35,7 +36,7 @@ var (
 	ErrUnsupported = errors.New("not supported by the HSM")
 
 	// ErrUnsuitable: the pool works, but has no session of the kind that the
-	// options ask for: Encrypted, Avoid, NoWait. Another source may have one.
+	// options ask for: Encrypted, Avoid, NoWait, WaitUntil. Another source may have one.
 	ErrUnsuitable = errors.New("no such session here")
 
 	// ErrClosed: the pool is closed, or the session was released or closed.
@@ -74,6 +75,9 @@ func fail(sentinel, cause error, format string, args ...any) error {
 // cancellation is the caller's own wish and matches context.Canceled only.
 func waitError(ctx context.Context, what string) error {
 	cause := context.Cause(ctx)
+	if slow := (*slowError)(nil); errors.As(cause, &slow) {
+		return fail(ErrTimeout, slow, "%s", what)
+	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return fail(ErrTimeout, errors.Join(cause, ctx.Err()), "%s", what)
 	}
@@ -82,3 +86,9 @@ func waitError(ctx context.Context, what string) error {
 	}
 	return fmt.Errorf("%s: %w", what, cause)
 }
+
+// slowError is the cause of a context that ends because a step of several
+// PKCS#11 calls took longer than one call may.
+type slowError struct{ timeout time.Duration }
+
+func (e *slowError) Error() string { return fmt.Sprintf("longer than %v", e.timeout) }

@@ -19,6 +19,7 @@ const (
 	CallTimedOut                        // a call took longer than OpTimeout; its session is an orphan
 	OrphanReturned                      // a call that had timed out came back
 	HSMDown                             // no session can be opened, or calls fail again and again, see Event.Err
+	LeftOut                             // a key cannot be used on this token and another one was turned to, see Event.Err
 )
 
 var eventNames = map[EventKind]string{
@@ -26,6 +27,7 @@ var eventNames = map[EventKind]string{
 	LoggedIn: "logged in", LoginLost: "login lost", Recovered: "session recovered",
 	LimitLowered: "session limit lowered", CallTimedOut: "call timed out",
 	OrphanReturned: "orphan returned", HSMDown: "HSM down",
+	LeftOut: "token left out for a key",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -73,7 +75,7 @@ func LogEvents(logger *slog.Logger) func(Event) {
 	return func(e Event) {
 		level := slog.LevelDebug
 		switch e.Kind {
-		case LoginLost, Recovered, LimitLowered, CallTimedOut, OrphanReturned, HSMDown:
+		case LoginLost, Recovered, LimitLowered, CallTimedOut, OrphanReturned, HSMDown, LeftOut:
 			level = slog.LevelWarn
 		}
 		logger.LogAttrs(context.Background(), level, "hsm "+e.Kind.String(), slog.Any("event", e))

@@ -167,7 +167,7 @@ func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (sessio
 	if anchor != nil {
 		if t.outdated(anchor) {
 			t.dropAnchor(anchor)
-		} else if in, err, left := anchor.check(p.cfg.OpTimeout); err == nil {
+		} else if in, err, left := anchor.check(ctx, p.cfg.OpTimeout); err == nil {
 			return anchor, in, nil
 		} else if !left {
 			t.dropAnchor(anchor)

@@ -109,8 +109,11 @@ func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, anchor, again b
 }
 
 // openFor opens a session for a caller of the pool, logged in if its kind is.
-// A session that is lost while it is opened is no reason to give up.
+// A session that is lost while it is opened is no reason to give up. All of it
+// takes no longer than one call may.
 func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, pool.cfg.OpTimeout, &slowError{pool.cfg.OpTimeout})
+	defer cancel()
 	const tries = 8
 	for try := 1; ; try++ {
 		p, err := t.openOnce(ctx, pool, k)
@@ -161,7 +164,7 @@ func (t *Token) makeRoom() bool {
 // of the session counts, not what we remember of the login: somebody else may
 // have logged out. On failure the session is gone.
 func (t *Token) logInFor(ctx context.Context, pool *Pool, p *physical) error {
-	in, err, left := p.check(pool.cfg.OpTimeout)
+	in, err, left := p.check(ctx, pool.cfg.OpTimeout)
 	if err == nil {
 		if !in {
 			t.loginLost()

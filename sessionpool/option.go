@@ -13,10 +13,11 @@ type Source interface {
 // Option says what kind of session is wanted. Without options a session is
 // read-only and comes from the cache if it can.
 type Option struct {
-	set   optionSet
-	pin   string
-	once  bool
-	avoid *Token
+	set    optionSet
+	pin    string
+	once   bool
+	avoid  *Token
+	giveUp <-chan struct{}
 }
 
 type optionSet uint8
@@ -25,7 +26,6 @@ const (
 	optReadWrite optionSet = 1 << iota
 	optBypass
 	optEncrypted
-	optNoWait
 )
 
 // ReadWrite asks for a session that may change the token (CKF_RW_SESSION).
@@ -47,9 +47,23 @@ func Encrypted() Option { return Option{set: optEncrypted} }
 // ErrUnsupported, and the shared login is not touched.
 func OneTimePIN(pin string) Option { return Option{pin: pin, once: true} }
 
+// OneTime reports whether the option is a [OneTimePIN], which a source of many
+// tokens must not send to more than one of them.
+func (o Option) OneTime() bool { return o.once }
+
 // NoWait asks for a session without waiting for others to release theirs: at its
 // limit a pool answers [ErrUnsuitable].
-func NoWait() Option { return Option{set: optNoWait} }
+func NoWait() Option { return noWait }
+
+// WaitUntil is NoWait from when stop is closed on. It ends the wait for a session
+// that others have, never one that is being opened.
+func WaitUntil(stop <-chan struct{}) Option { return Option{giveUp: stop} }
+
+var noWait = func() Option {
+	never := make(chan struct{})
+	close(never)
+	return WaitUntil(never)
+}()
 
 // Avoid asks for a session that is not on the HSM of a token. A pool, which has
 // one HSM only, answers [ErrSession] and [ErrUnsuitable] if it is that one.
@@ -57,10 +71,11 @@ func Avoid(t *Token) Option { return Option{avoid: t} }
 
 // request is what a caller's options amount to.
 type request struct {
-	set   optionSet
-	pin   string
-	once  bool
-	avoid []*Token
+	set    optionSet
+	pin    string
+	once   bool
+	avoid  []*Token
+	giveUp <-chan struct{}
 }
 
 func newRequest(opts []Option) request {
@@ -72,6 +87,9 @@ func newRequest(opts []Option) request {
 		}
 		if o.avoid != nil {
 			r.avoid = append(r.avoid, o.avoid)
+		}
+		if o.giveUp != nil {
+			r.giveUp = o.giveUp
 		}
 	}
 	return r

@@ -2,6 +2,7 @@ package sessionpool
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -156,6 +157,9 @@ func (p *physical) call(ctx context.Context, timeout time.Duration, w work) (err
 			return r.unpack(), false
 		case <-ctx.Done():
 			if p.abandon() {
+				if slow := (*slowError)(nil); errors.As(context.Cause(ctx), &slow) {
+					p.token.timedOut()
+				}
 				return waitError(ctx, p.token.name+": waiting for the HSM"), true
 			}
 		case <-p.timer.C:
@@ -244,9 +248,9 @@ func isPublic(info pkcs11.SessionInfo) bool {
 
 // check asks a session under suspicion whether it is still good, and whether it
 // is logged in.
-func (p *physical) check(timeout time.Duration) (in bool, err error, left bool) { //nolint:revive // as call
+func (p *physical) check(ctx context.Context, timeout time.Duration) (in bool, err error, left bool) { //nolint:revive // as call
 	doubt := p.token.suspicion.Load()
-	err, left = p.call(context.Background(), timeout, work{step: func() (err error) {
+	err, left = p.call(ctx, timeout, work{step: func() (err error) {
 		in, err = p.loggedIn()
 		return err
 	}})

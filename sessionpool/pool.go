@@ -102,7 +102,7 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 		k |= kindPublic
 	}
 	fresh := r.has(optBypass) || p.cfg.DisableCache
-	ph, err := p.obtain(ctx, k, fresh, r.has(optNoWait))
+	ph, err := p.obtain(ctx, k, fresh, r.giveUp)
 	if err != nil {
 		return nil, err
 	}
@@ -111,20 +111,24 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 }
 
 // obtain gets a physical session, from the cache or from the token.
-func (p *Pool) obtain(ctx context.Context, k kind, fresh, noWait bool) (*physical, error) {
+func (p *Pool) obtain(ctx context.Context, k kind, fresh bool, giveUp <-chan struct{}) (*physical, error) {
 	t := p.token
 	for {
-		found, evict, err := t.cache.take(ctx, p.closing, k, fresh, noWait)
+		found, evict, err := t.cache.take(ctx, p.closing, giveUp, k, fresh)
 		if err != nil {
 			return nil, err
 		}
 		if evict != nil {
-			if t.shut(evict, CloseLimit) {
-				continue // it hangs; its place went with it
+			if t.shut(evict, CloseLimit) { // its place went with it
+				return nil, fail(ErrTimeout, nil, "%s: a session hangs", t.name)
 			}
 		}
 		if found != nil {
-			if ph := p.vet(found); ph != nil {
+			ph, err := p.vet(ctx, found)
+			if err != nil {
+				return nil, err
+			}
+			if ph != nil {
 				t.counts.reused.Add(1)
 				return ph, nil
 			}
@@ -144,26 +148,27 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh, noWait bool) (*physica
 	}
 }
 
-// vet makes sure that a session from the cache can be used, or closes it.
-func (p *Pool) vet(ph *physical) *physical {
+// vet makes sure that a session from the cache can be used, or closes it. An HSM
+// that does not answer one session is not asked with the next.
+func (p *Pool) vet(ctx context.Context, ph *physical) (*physical, error) {
 	t := p.token
 	if t.outdated(ph) {
 		t.discard(ph, CloseLost)
-		return nil
+		return nil, nil
 	}
 	if ph.suspicion != t.suspicion.Load() {
-		in, err, left := ph.check(p.cfg.OpTimeout)
+		in, err, left := ph.check(ctx, p.cfg.OpTimeout)
 		switch {
 		case left:
-			return nil
+			return nil, err
 		case err != nil:
 			t.discard(ph, CloseLost)
-			return nil
+			return nil, nil
 		case !in && !ph.kind.public() && t.needsLogin():
 			t.loginLost() // Do logs in again
 		}
 	}
-	return ph
+	return ph, nil
 }
 
 // oneTime makes a session with a login of its own, on a private instance of the

@@ -3,6 +3,7 @@ package sessionpool
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // attempts bounds Retry: a fleet has sixteen endpoints a list at most.
@@ -17,10 +18,13 @@ func Retry(ctx context.Context, src Source, fn func(*Session) error, opts ...Opt
 	var elsewhere error
 	for attempt := 1; ; attempt++ {
 		s, err := src.Acquire(ctx, opts...)
-		if err != nil {
-			if elsewhere != nil {
-				return elsewhere
-			}
+		switch {
+		case err == nil:
+		case elsewhere != nil && errors.Is(err, ErrUnsuitable):
+			return elsewhere // all have been asked
+		case elsewhere != nil:
+			return fmt.Errorf("%w; and %s", err, elsewhere) //nolint:errorlint // perhaps one that was not asked has it
+		default:
 			return err
 		}
 		err = using(s, fn)
@@ -30,6 +34,7 @@ func Retry(ctx context.Context, src Source, fn func(*Session) error, opts ...Opt
 			return nil
 		case errors.As(err, &mark):
 			elsewhere = err
+			s.Token().emit(Event{Kind: LeftOut, Err: err})
 			opts = append(opts[:len(opts):len(opts)], Avoid(s.Token()))
 		case !errors.Is(err, ErrSession) && !errors.Is(err, ErrTimeout):
 			return err

@@ -1,0 +1,91 @@
+package sessionpool_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+func TestWhoWaitsCanBeToldToGiveUp(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.MaxSessions = 1 })
+	s := acquire(t, p)
+	stop, result := make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := p.Acquire(context.Background(), sessionpool.WaitUntil(stop))
+		result <- err
+	}()
+	until(t, "somebody waits", func() bool { return p.Stats().Waiting == 1 })
+	close(stop)
+	if err := <-result; !errors.Is(err, sessionpool.ErrUnsuitable) || errors.Is(err, sessionpool.ErrSession) {
+		t.Errorf("got %v, want ErrUnsuitable", err)
+	}
+	if n := p.Stats().Waiting; n != 0 {
+		t.Errorf("%d callers wait", n)
+	}
+	s.Release()
+	s, err := p.Acquire(context.Background(), sessionpool.WaitUntil(stop))
+	if err != nil {
+		t.Fatalf("a free session, without waiting: %v", err)
+	}
+	s.Release()
+}
+
+// Each call is in time, all of them together are not.
+func TestOpeningASessionTakesNoLongerThanOneCallMay(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout = 500 * time.Millisecond })
+	for _, function := range []string{"C_OpenSession", "C_Login", "C_GetSessionInfo"} {
+		h.fault.Delay(function, 300*time.Millisecond)
+	}
+	_, err := p.Acquire(context.Background())
+	if !errors.Is(err, sessionpool.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want ErrTimeout, and nothing about a deadline of the caller", err)
+	}
+	h.events.wait(t, 1, ofKind(sessionpool.CallTimedOut))
+	h.fault.Clear()
+	acquire(t, p).Release()
+}
+
+// Sessions of an HSM that has stopped answering are not asked one after the
+// other whether they still work.
+func TestTheFirstSessionThatHangsSpeaksForAll(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout = 500 * time.Millisecond })
+	makeKey(t, p, "key")
+	idle := []*sessionpool.Session{acquire(t, p), acquire(t, p), acquire(t, p)}
+	for _, s := range idle {
+		s.Release()
+	}
+	reached, release := h.fault.Hang("C_GetSessionInfo")
+	defer release()
+	s := acquire(t, p)
+	if err := ping(s); !errors.Is(err, sessionpool.ErrTimeout) {
+		t.Fatalf("a call that hangs: %v, want ErrTimeout", err)
+	}
+	<-reached
+	s.Release()
+	_, again := h.fault.Hang("C_GetSessionInfo")
+	defer again()
+	if _, err := p.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrTimeout) {
+		t.Errorf("got %v, want ErrTimeout", err)
+	}
+	if n := p.Stats().Orphans; n != 2 {
+		t.Errorf("%d calls hang, want two", n)
+	}
+	release()
+	again()
+	acquire(t, p).Release()
+}
+
+func TestACheckedConfigurationNeedsNoModule(t *testing.T) {
+	if err := (sessionpool.Config{}).Check(); err != nil {
+		t.Errorf("the zero value: %v", err)
+	}
+	if err := (sessionpool.Config{MaxSessions: -1}).Check(); !errors.Is(err, sessionpool.ErrConfig) {
+		t.Errorf("MaxSessions -1: %v, want ErrConfig", err)
+	}
+}
