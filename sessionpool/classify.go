@@ -95,11 +95,11 @@ func (c class) untouched() bool {
 }
 
 // gone reports whether the session's handle is certainly dead: it must not be
-// closed, because the module may have given its number to another session.
+// closed, because the module may have given its number to another session. A
+// shut gate says nothing of the kind: the library may not be finalised after all.
 func gone(err error) bool {
-	return errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_HANDLE_INVALID)) ||
-		errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_CLOSED)) ||
-		errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED))
+	return !errors.Is(err, errShut) && (isCode(err, pkcs11.CKR_SESSION_HANDLE_INVALID) ||
+		isCode(err, pkcs11.CKR_SESSION_CLOSED) || isCode(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED))
 }
 
 // rejectsPIN reports whether a login failed because of the PIN itself.

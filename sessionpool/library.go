@@ -212,6 +212,17 @@ func (c *change) wait(ctx context.Context, timeout time.Duration, what string) e
 	}
 }
 
+// settle waits for the change that goes on, if one does.
+func (l *library) settle(timeout time.Duration) {
+	l.mu.Lock()
+	c := l.changing
+	l.mu.Unlock()
+	if c != nil {
+		// Before a restart does anything it waits for calls.
+		_ = c.wait(context.Background(), 2*timeout, "waiting for the PKCS#11 library")
+	}
+}
+
 // initialise calls C_Initialize, and adopts a library that somebody else in
 // the process has initialised.
 func (l *library) initialise() error {

@@ -225,7 +225,13 @@ func (p *physical) openHandle(slot uint) error {
 
 // closeHandle forgets the handle, whatever comes of it: a session is closed once.
 func (p *physical) closeHandle() error {
-	err := p.guard.do(func(m Module) error { return m.CloseSession(p.handle) })
+	step := func(m Module) error { return m.CloseSession(p.handle) }
+	err := p.guard.do(step)
+	if errors.Is(err, errShut) {
+		// The session outlives a restart that is given up.
+		p.token.library.settle(p.token.cache.opTimeout())
+		err = p.guard.do(step)
+	}
 	p.token.handles.forget(p)
 	p.handle = 0
 	return err

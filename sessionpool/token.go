@@ -164,7 +164,9 @@ func (l *library) find(ctx context.Context, cfg *Config, none error) (foundToken
 		}
 		found, err := findToken(ctx, in, cfg, none)
 		if classify(err) == moduleLost && try == 1 {
-			l.lost(generation)
+			if !errors.Is(err, errShut) {
+				l.lost(generation)
+			}
 			continue
 		}
 		found.instance, found.generation = in, generation
