@@ -256,8 +256,9 @@ func isPublic(info pkcs11.SessionInfo) bool {
 // is logged in.
 func (p *physical) check(ctx context.Context, timeout time.Duration) (in bool, err error, left bool) { //nolint:revive // as call
 	doubt := p.token.suspicion.Load()
+	is := new(bool) // the step's alone, for as long as it may go on
 	err, left = p.call(ctx, timeout, work{step: func() (err error) {
-		in, err = p.loggedIn()
+		*is, err = p.loggedIn()
 		return err
 	}})
 	if left {
@@ -267,5 +268,5 @@ func (p *physical) check(ctx context.Context, timeout time.Duration) (in bool, e
 	if err == nil {
 		p.suspicion = doubt
 	}
-	return in && err == nil, err, false
+	return *is && err == nil, err, false
 }
