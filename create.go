@@ -16,6 +16,18 @@ import (
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
+// beginMaking waits until no other key is made. endMaking must follow.
+func (h *HSM) beginMaking(ctx context.Context) error {
+	select {
+	case h.making <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ended(ctx, "waiting for another key to be made")
+	}
+}
+
+func (h *HSM) endMaking() { <-h.making }
+
 // maker is a token while a key is made on it.
 type maker struct {
 	token
@@ -32,21 +44,12 @@ type recipe func(*maker) error
 // tried again on another session: that makes duplicates. Whatever was made is
 // removed when a later step fails, when ctx ends, and when the module answers
 // after everybody has left.
-func (h *HSM) create(ctx context.Context, label string, id []byte, what string, recipes []recipe, prove func(token, *material, pkcs11.ObjectHandle) error) (*HSMJWK, error) {
-	if err := checkLabel(label); err != nil {
-		return nil, err
-	}
+func create(ctx context.Context, source sessionpool.Source, label string, id []byte, what string, recipes []recipe, prove func(token, *material, pkcs11.ObjectHandle) error) (*HSMJWK, error) {
 	if id = slices.Clone(id); len(id) == 0 {
 		id = make([]byte, 16)
 		rand.Read(id) //nolint:errcheck // never fails: it ends the process instead
 	}
-	select {
-	case h.making <- struct{}{}:
-		defer func() { <-h.making }()
-	case <-ctx.Done():
-		return nil, ended(ctx, "waiting for another key to be made")
-	}
-	s, err := h.source.Acquire(ctx, sessionpool.ReadWrite())
+	s, err := source.Acquire(ctx, sessionpool.ReadWrite())
 	if err != nil {
 		return nil, err
 	}
@@ -76,11 +79,11 @@ func (h *HSM) create(ctx context.Context, label string, id []byte, what string, 
 		if errors.Is(err, ErrSession) || errors.Is(err, errLeft) {
 			on := s.Token()
 			s.Release() // it may be the only one
-			err = errors.Join(err, h.sweep(ctx, on, label, id))
+			err = errors.Join(err, sweep(ctx, source, on, label, id))
 		}
 		return nil, err
 	}
-	return &HSMJWK{material: made, source: h.source}, nil
+	return &HSMJWK{material: made, source: source}, nil
 }
 
 // The life of a key that is being made, of which its maker and those who wait
@@ -216,18 +219,18 @@ const sweepTime = 30 * time.Second
 
 // sweep removes what a session that died may have left behind of a new key. Its
 // label and id were free before, so whatever has both is that key.
-func (h *HSM) sweep(ctx context.Context, on *sessionpool.Token, label string, id []byte) error {
+func sweep(ctx context.Context, source sessionpool.Source, on *sessionpool.Token, label string, id []byte) error {
 	failed := func(err error) error {
 		return fmt.Errorf("objects with label %q and id %x may have been left on %s: %w", label, id, on.Name(), err)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepTime)
 	defer cancel()
-	s, err := h.source.Acquire(ctx, sessionpool.ReadWrite())
+	s, err := source.Acquire(ctx, sessionpool.ReadWrite())
 	if err != nil {
 		return failed(err)
 	}
 	defer s.Release()
-	if s.Token() != on {
+	if s.Token().Name() != on.Name() { // of another HSM; one may be seen through several instances of its library
 		return failed(ErrSession)
 	}
 	err = s.Do(ctx, func(m sessionpool.Module, session pkcs11.SessionHandle) error {

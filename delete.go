@@ -17,12 +17,21 @@ import (
 // The error matches ErrKeyNotFound or ErrAmbiguous if not exactly one key
 // matches; then nothing was removed. Deleting is never repeated on another
 // session.
+//
+// With balance lists the key is deleted on every endpoint. Those that lack it are
+// fine if one had it or failed, so that a deletion which failed on some endpoints
+// can be made again; if none has it that is ErrKeyNotFound. Where the endpoints
+// have different keys by that name, nothing is deleted and the error matches
+// ErrAmbiguous. The error names each endpoint that failed, and matches what their
+// failures match; [HSM.DeleteEach] tells more.
 func (h *HSM) Delete(ctx context.Context, query Query) error {
-	if err := query.check(); err != nil {
-		return err
-	}
-	query = query.clone()
-	s, err := h.source.Acquire(ctx, sessionpool.ReadWrite())
+	_, err := h.DeleteEach(ctx, query)
+	return err
+}
+
+// remove deletes a key on one HSM.
+func remove(ctx context.Context, source sessionpool.Source, query Query) error {
+	s, err := source.Acquire(ctx, sessionpool.ReadWrite())
 	if err != nil {
 		return err
 	}

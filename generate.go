@@ -2,6 +2,7 @@ package hsmkey
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/miekg/pkcs11"
 )
@@ -13,13 +14,24 @@ import (
 // The error matches ErrExists if a private or secret key has this label or id
 // already, ErrUnsupported if the token does not make keys of this type,
 // ErrInvalid if label or type cannot be used. An error leaves nothing behind.
-// Generation is never repeated on another session.
+// Generation is never repeated on another session. With balance lists it is
+// ErrUnsupported: it would make a key on one HSM of many.
 func (h *HSM) Generate(ctx context.Context, label string, typ KeyType, id []byte) (*HSMJWK, error) {
 	typ, err := ParseKeyType(string(typ))
 	if err != nil {
 		return nil, err
 	}
-	return h.create(ctx, label, id, string(typ), generators(typ), nil)
+	if h.balancer != nil {
+		return nil, fmt.Errorf("%w: a key is generated on one HSM, and there is a balance list: import a key into all, or replicate one with the vendor's backup", ErrUnsupported)
+	}
+	if err := checkLabel(label); err != nil {
+		return nil, err
+	}
+	if err := h.beginMaking(ctx); err != nil {
+		return nil, err
+	}
+	defer h.endMaking()
+	return create(ctx, h.source, label, id, string(typ), generators(typ), nil)
 }
 
 // generators are the recipes for each of [KeyTypes].

@@ -28,12 +28,16 @@ import (
 // already, ErrUnsupported if the key is of another kind or the token does not
 // take it, ErrInvalid if the key is broken. An error leaves nothing behind.
 // Import is never repeated on another session.
+//
+// With balance lists the key goes to every endpoint. One that has this very key
+// under the label already is left as it is, so that an import which failed on
+// some endpoints can be made again; another key under the label is ErrExists
+// there. id nil gives the id that the key has on one of them, else one that
+// follows from the key: all have the same. The error names each endpoint that
+// failed, and matches what their failures match; [HSM.ImportEach] tells more.
 func (h *HSM) Import(ctx context.Context, label string, key any, id []byte) (*HSMJWK, error) {
-	typ, recipes, err := importers(key)
-	if err != nil {
-		return nil, err
-	}
-	return h.create(ctx, label, id, string(typ), recipes, proveSignature)
+	made, _, err := h.ImportEach(ctx, label, key, id)
+	return made, err
 }
 
 // importers are the recipes for a key from outside.

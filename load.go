@@ -149,6 +149,13 @@ func (t token) maySign(o object) error {
 // to anybody.
 const markMessage = "hsmkey: which key is this?"
 
+// markOf is the mark of a secret that is not on the HSM.
+func markOf(secret []byte, algorithm Algorithm) []byte {
+	mac := hmac.New(schemes[algorithm].id.hash.New, secret)
+	mac.Write([]byte(markMessage))
+	return mac.Sum(nil)
+}
+
 // mark tells one secret from another, without anybody seeing either: the code of
 // a fixed message. Attributes cannot do that. CKA_CHECK_VALUE is often missing
 // and three bytes long.
