@@ -67,7 +67,7 @@ func (h *HSM) ImportEach(ctx context.Context, label string, key any, id []byte) 
 	there := ask(f, func(source sessionpool.Source) (*HSMJWK, error) {
 		return findSame(ctx, source, label, key)
 	})
-	want := commonID(id, there, key)
+	want := commonID(id, there, label, key)
 	for i, m := range f.members {
 		r := &f.results[i]
 		switch {
@@ -232,7 +232,7 @@ func isImportOf(k *material, key any) bool {
 }
 
 // commonID is the CKA_ID that the key is to have on all endpoints.
-func commonID(id []byte, there []*HSMJWK, key any) []byte {
+func commonID(id []byte, there []*HSMJWK, label string, key any) []byte {
 	if len(id) > 0 {
 		return id
 	}
@@ -249,7 +249,7 @@ func commonID(id []byte, there []*HSMJWK, key any) []byte {
 	case crypto.Signer:
 		proof, _ = x509.MarshalPKIXPublicKey(key.Public()) // it was checked: a key that can be imported
 	}
-	sum := sha256.Sum256(proof)
+	sum := sha256.Sum256(append([]byte(label+"\x00"), proof...))
 	return sum[:16]
 }
 

@@ -33,7 +33,7 @@ import (
 // under the label already is left as it is, so that an import which failed on
 // some endpoints can be made again; another key under the label is ErrExists
 // there. id nil gives the id that the key has on one of them, else one that
-// follows from the key: all have the same. The error names each endpoint that
+// follows from label and key: all have the same. The error names each endpoint that
 // failed, and matches what their failures match; [HSM.ImportEach] tells more.
 func (h *HSM) Import(ctx context.Context, label string, key any, id []byte) (*HSMJWK, error) {
 	made, _, err := h.ImportEach(ctx, label, key, id)
