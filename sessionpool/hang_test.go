@@ -212,3 +212,85 @@ func TestALibraryThatIsReallyStuckIsSurvived(t *testing.T) {
 	defer s.Release()
 	mustSign(t, s, pub, "key")
 }
+
+// Whatever the pool does for its caller, the caller can leave.
+func TestAcquireEndsWithItsContextWhereverTheLibraryHangs(t *testing.T) {
+	nothing := func(*hsm, *sessionpool.Pool) {}
+	suspect := func(h *hsm, p *sessionpool.Pool) {
+		lost, idle := acquire(t, p), acquire(t, p)
+		idle.Release()
+		h.fault.Fail("C_GetSessionInfo", 1, pkcs11.CKR_DEVICE_REMOVED)
+		if ping(lost) == nil {
+			t.Error("the fault did not come")
+		}
+		lost.Release()
+		h.events.wait(t, 1, closedBy(sessionpool.CloseLost))
+	}
+	for _, c := range []struct {
+		name, function string
+		prepare        func(*hsm, *sessionpool.Pool)
+		opts           []sessionpool.Option
+	}{
+		{"opening a session", "C_OpenSession", nothing, nil},
+		{"logging in", "C_Login", nothing, nil},
+		{"making room for another kind", "C_CloseSession", func(_ *hsm, p *sessionpool.Pool) {
+			one, two := acquire(t, p), acquire(t, p)
+			one.Release()
+			two.Release()
+		}, []sessionpool.Option{sessionpool.ReadWrite()}},
+		{"asking a session under suspicion", "C_GetSessionInfo", suspect, nil},
+		{"closing a session under suspicion", "C_CloseSession", func(h *hsm, p *sessionpool.Pool) {
+			suspect(h, p)
+			h.fault.Fail("C_GetSessionInfo", 1, pkcs11.CKR_DEVICE_ERROR)
+		}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHSM(t)
+			p := h.pool(t, func(c *sessionpool.Config) { c.MaxSessions, c.OpTimeout = 2, time.Hour })
+			c.prepare(h, p)
+			reached, release := h.fault.Hang(c.function)
+			defer release()
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() {
+				s, err := p.Acquire(ctx, c.opts...)
+				if err == nil {
+					s.Release()
+				}
+				ended <- err
+			}()
+			<-reached
+			cancel()
+			// Where the call is made in the background there may be a session.
+			select {
+			case err := <-ended:
+				if err != nil && !errors.Is(err, context.Canceled) {
+					t.Errorf("got %v, want context.Canceled", err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("it did not end")
+				release()
+				<-ended
+			}
+		})
+	}
+}
+
+func TestDoEndsWithItsContextWhileALostSessionIsReplaced(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	s := acquire(t, p)
+	defer s.Release()
+	h.fault.Fail("C_GetSessionInfo", 1, pkcs11.CKR_DEVICE_REMOVED)
+	if ping(s) == nil {
+		t.Error("the fault did not come")
+	}
+	reached, release := h.fault.Hang("C_CloseSession")
+	defer release()
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { <-reached; cancel() }()
+	if err := s.Do(ctx, func(sessionpool.Module, pkcs11.SessionHandle) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+}

@@ -166,11 +166,11 @@ func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (sessio
 	l.mu.Unlock()
 	if anchor != nil {
 		if t.outdated(anchor) {
-			t.dropAnchor(anchor)
+			t.dropAnchor(p, anchor)
 		} else if in, err, left := anchor.check(ctx, p.cfg.OpTimeout); err == nil {
 			return anchor, in, nil
 		} else if !left {
-			t.dropAnchor(anchor)
+			t.dropAnchor(p, anchor)
 		}
 	}
 	if single || t.Info().MaxSessions == 1 {
@@ -222,7 +222,7 @@ func (t *Token) sendPIN(ctx context.Context, p *Pool, on *physical, pin string, 
 	}})
 	if err != nil && !left && on.anchor && classify(err) >= sessionBroken {
 		on.open = on.open && !gone(err)
-		t.dropAnchor(on)
+		t.dropAnchor(p, on)
 		t.suspicion.Add(1)
 	}
 	return err
@@ -289,17 +289,21 @@ func (l *login) doubt() {
 }
 
 // settle waits for the login that goes on, if one does.
-func (l *login) settle() {
+func (l *login) settle(ctx context.Context) {
 	l.mu.Lock()
 	f := l.flight
 	l.mu.Unlock()
 	if f != nil {
-		<-f.done
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+		}
 	}
 }
 
-// dropAnchor closes an anchor that is of no use any more.
-func (t *Token) dropAnchor(anchor *physical) {
+// dropAnchor closes an anchor that is of no use any more, in the background:
+// that may hang as well.
+func (t *Token) dropAnchor(p *Pool, anchor *physical) {
 	l := &t.login
 	l.mu.Lock()
 	if l.anchor == anchor {
@@ -307,7 +311,7 @@ func (t *Token) dropAnchor(anchor *physical) {
 		l.done.Store(false)
 	}
 	l.mu.Unlock()
-	t.discard(anchor, CloseLost)
+	p.later(func() { t.discard(anchor, CloseLost) })
 }
 
 // takeAnchor takes the anchor out, to be closed: the login goes with it. It is

@@ -131,7 +131,7 @@ func (t *Token) openOnce(ctx context.Context, pool *Pool, k kind) (*physical, er
 		return nil, err
 	}
 	p, err := t.openPhysical(ctx, pool, k, false)
-	if isCode(err, pkcs11.CKR_SESSION_COUNT) && t.makeRoom() {
+	if isCode(err, pkcs11.CKR_SESSION_COUNT) && t.makeRoom(ctx) {
 		p, err = t.openPhysical(ctx, pool, k, false)
 	}
 	if err != nil || !t.needsLogin() {
@@ -144,11 +144,11 @@ func (t *Token) openOnce(ctx context.Context, pool *Pool, k kind) (*physical, er
 }
 
 // makeRoom closes the anchor on a token that bears no session beside it.
-func (t *Token) makeRoom() bool {
+func (t *Token) makeRoom(ctx context.Context) bool {
 	if t.cache.takenPlaces() > 1 {
 		return false
 	}
-	t.login.settle()
+	t.login.settle(ctx)
 	anchor := t.takeAnchor()
 	if anchor == nil {
 		return false
@@ -156,7 +156,7 @@ func (t *Token) makeRoom() bool {
 	t.login.mu.Lock()
 	t.login.single = true
 	t.login.mu.Unlock()
-	t.discard(anchor, CloseLimit)
+	t.shut(ctx, anchor, CloseLimit)
 	return true
 }
 
@@ -176,17 +176,17 @@ func (t *Token) logInFor(ctx context.Context, pool *Pool, p *physical) error {
 		t.login.doubt()
 	}
 	if err != nil && !left {
-		t.shut(p, CloseLost)
+		t.shut(ctx, p, CloseLost)
 	}
 	return err
 }
 
-// shut closes a session physically. Its place stays taken, unless it hangs: then
-// left says that it is an orphan.
-func (t *Token) shut(p *physical, cause CloseCause) (left bool) {
+// shut closes a session physically, and waits for that until ctx ends. Its place
+// stays taken, unless it hangs: then left says that it is an orphan.
+func (t *Token) shut(ctx context.Context, p *physical, cause CloseCause) (left bool) {
 	if p.open && !t.outdated(p) {
 		p.open = false
-		_, left = p.call(context.Background(), t.cache.opTimeout(), work{step: p.closeHandle})
+		_, left = p.call(ctx, t.cache.opTimeout(), work{step: p.closeHandle})
 	}
 	if !left {
 		close(p.work)
@@ -199,7 +199,7 @@ func (t *Token) shut(p *physical, cause CloseCause) (left bool) {
 
 // discard closes a session physically and gives up its place.
 func (t *Token) discard(p *physical, cause CloseCause) {
-	if left := t.shut(p, cause); !left && p.place {
+	if left := t.shut(context.Background(), p, cause); !left && p.place {
 		t.cache.free()
 	}
 }

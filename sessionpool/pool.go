@@ -119,8 +119,8 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh bool, giveUp <-chan str
 			return nil, err
 		}
 		if evict != nil {
-			if t.shut(evict, CloseLimit) { // its place went with it
-				return nil, fail(ErrTimeout, nil, "%s: a session hangs", t.name)
+			if t.shut(ctx, evict, CloseLimit) { // its place went with it
+				return nil, hangs(ctx, t)
 			}
 		}
 		if found != nil {
@@ -148,6 +148,14 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh bool, giveUp <-chan str
 	}
 }
 
+// hangs is the error of a caller that left a session which is being closed.
+func hangs(ctx context.Context, t *Token) error {
+	if ctx.Err() != nil {
+		return waitError(ctx, t.name+": closing a session")
+	}
+	return fail(ErrTimeout, nil, "%s: a session hangs", t.name)
+}
+
 // vet makes sure that a session from the cache can be used, or closes it. An HSM
 // that does not answer one session is not asked with the next.
 func (p *Pool) vet(ctx context.Context, ph *physical) (*physical, error) {
@@ -162,7 +170,7 @@ func (p *Pool) vet(ctx context.Context, ph *physical) (*physical, error) {
 		case left:
 			return nil, err
 		case err != nil:
-			t.discard(ph, CloseLost)
+			p.later(func() { t.discard(ph, CloseLost) })
 			return nil, nil
 		case !in && !ph.kind.public() && t.needsLogin():
 			t.loginLost() // Do logs in again

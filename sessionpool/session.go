@@ -104,9 +104,9 @@ func (s *Session) ready(ctx context.Context) error {
 		if s.pool.once {
 			return fail(ErrSession, nil, "%s: the session of a one-time PIN was lost", t.name)
 		}
-		if left := t.shut(p, CloseLost); left {
+		if left := t.shut(ctx, p, CloseLost); left {
 			s.lost = true
-			return fail(ErrSession, nil, "%s: the session hangs", t.name)
+			return hangs(ctx, t)
 		}
 		bypass := p.bypass
 		fresh, err := t.openFor(ctx, s.pool, p.kind)
