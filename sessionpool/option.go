@@ -26,6 +26,7 @@ const (
 	optReadWrite optionSet = 1 << iota
 	optBypass
 	optEncrypted
+	optPublic
 )
 
 // ReadWrite asks for a session that may change the token (CKF_RW_SESSION).
@@ -34,6 +35,10 @@ func ReadWrite() Option { return Option{set: optReadWrite} }
 // Bypass asks for a fresh physical session that never enters the cache (the
 // seed's CACHE_BYPASS).
 func Bypass() Option { return Option{set: optBypass} }
+
+// Public asks for a session that needs no login, even if the pool has a PIN: for
+// what a token tells everybody.
+func Public() Option { return Option{set: optPublic} }
 
 // Encrypted asks for a session whose way to the HSM is encrypted or inside this
 // process. A pool that cannot give one answers [ErrUnsupported] and

@@ -98,7 +98,7 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 	if r.has(optReadWrite) {
 		k |= kindReadWrite
 	}
-	if p.cfg.PIN == nil {
+	if p.cfg.PIN == nil || r.has(optPublic) {
 		k |= kindPublic
 	}
 	fresh := r.has(optBypass) || p.cfg.DisableCache

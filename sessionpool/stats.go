@@ -38,9 +38,11 @@ type counters struct {
 
 func (c *counters) closed(cause CloseCause) { c.closedBy[cause].Add(1) }
 
+// Stats returns a snapshot of the pool's token.
+func (p *Pool) Stats() Stats { return p.token.Stats() }
+
 // Stats returns a snapshot.
-func (p *Pool) Stats() Stats {
-	t := p.token
+func (t *Token) Stats() Stats {
 	s := Stats{
 		Opened: t.counts.opened.Load(), Reused: t.counts.reused.Load(), Logins: t.counts.logins.Load(),
 		Recoveries: t.counts.recoveries.Load(), Timeouts: t.counts.timeouts.Load(),

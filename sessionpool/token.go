@@ -222,17 +222,21 @@ func listTokens(m Module) (tokens []TokenInfo, odd error, err error) {
 		if ti.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
 			continue
 		}
-		info := TokenInfo{
-			Label: trim(ti.Label), Serial: trim(ti.SerialNumber),
-			Manufacturer: trim(ti.ManufacturerID), Model: trim(ti.Model),
-			Slot: slot, Flags: ti.Flags, MinPIN: ti.MinPinLen, MaxPIN: ti.MaxPinLen,
-		}
-		if ti.MaxSessionCount != unavailable {
-			info.MaxSessions = ti.MaxSessionCount
-		}
-		tokens = append(tokens, info)
+		tokens = append(tokens, newTokenInfo(slot, ti))
 	}
 	return tokens, odd, nil
+}
+
+func newTokenInfo(slot uint, ti pkcs11.TokenInfo) TokenInfo {
+	info := TokenInfo{
+		Label: trim(ti.Label), Serial: trim(ti.SerialNumber),
+		Manufacturer: trim(ti.ManufacturerID), Model: trim(ti.Model),
+		Slot: slot, Flags: ti.Flags, MinPIN: ti.MinPinLen, MaxPIN: ti.MaxPinLen,
+	}
+	if ti.MaxSessionCount != unavailable {
+		info.MaxSessions = ti.MaxSessionCount
+	}
+	return info
 }
 
 // trim removes the padding of PKCS#11 strings, blanks or, wrongly, zeros.
