@@ -72,6 +72,21 @@ func (t *Token) loginLost() {
 	}
 }
 
+// pinKey is the context's key for a PIN that was read for the login that it leads
+// to.
+type pinKey struct{}
+
+// loginDue reports whether a session of the pool needs the PIN first.
+func (t *Token) loginDue(p *Pool) bool {
+	if !t.needsLogin() {
+		return false
+	}
+	l := &t.login
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.done.Load() || p.known.Load() != l.count
+}
+
 // ensureLogin makes sure that the application is logged in, and that the pool's
 // PIN is the right one. on is the caller's own session, or nil: where the token
 // bears an anchor the login goes through that.
@@ -127,7 +142,11 @@ func (t *Token) logIn(ctx context.Context, p *Pool, on *physical) error {
 	if p.once && count > 0 {
 		return fail(ErrPIN, nil, "the session of a one-time PIN was lost; it is not sent again")
 	}
-	pin, err := readPIN(ctx, p.pinSource())
+	pin, read := ctx.Value(pinKey{}).(string)
+	var err error
+	if !read {
+		pin, err = readPIN(ctx, p.pinSource())
+	}
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ const failuresBeforeRestart = 2
 // lost: it looks for the token again, and restarts a library whose device does
 // not work.
 func (t *Token) openPhysical(ctx context.Context, pool *Pool, k kind, anchor bool) (*physical, error) {
-	const tries = 3
+	const tries = 4
 	for try := 1; ; try++ {
 		if t.failures.Load() >= failuresBeforeRestart {
 			if err := t.restart(ctx, pool); err != nil {
@@ -110,8 +110,17 @@ func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, anchor, again b
 
 // openFor opens a session for a caller of the pool, logged in if its kind is.
 // A session that is lost while it is opened is no reason to give up. All of it
-// takes no longer than one call may.
+// takes no longer than one call may, once the PIN
+// is there.
 func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, error) {
+	if !k.public() && t.loginDue(pool) {
+		// A person may have to type it: that takes as long as it takes.
+		pin, err := readPIN(ctx, pool.pinSource())
+		if err != nil {
+			return nil, err
+		}
+		ctx = context.WithValue(ctx, pinKey{}, pin)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, pool.cfg.OpTimeout, &slowError{pool.cfg.OpTimeout})
 	defer cancel()
 	const tries = 8

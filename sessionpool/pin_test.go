@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -246,6 +247,25 @@ func TestALoginThatTheTokenDidNotJudgeDoesNotBlockThePIN(t *testing.T) {
 	if _, err := p.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrSession) {
 		t.Errorf("got %v, want ErrSession", err)
 	}
+	s := acquire(t, p)
+	s.Release()
+}
+
+func TestAPersonMayTakeLongToTypeThePIN(t *testing.T) {
+	h := newHSM(t)
+	asked, typed := make(chan struct{}), make(chan struct{})
+	p := h.pool(t, func(c *sessionpool.Config) {
+		c.OpTimeout = 200 * time.Millisecond
+		c.PIN = func(context.Context) (string, error) {
+			close(asked)
+			<-typed
+			return testhsm.PIN, nil
+		}
+	})
+	go func() {
+		<-asked
+		time.AfterFunc(400*time.Millisecond, func() { close(typed) })
+	}()
 	s := acquire(t, p)
 	s.Release()
 }
