@@ -15,19 +15,26 @@ type cache struct {
 	mu      sync.Mutex
 	idle    [kinds][]*physical
 	places  int // taken
-	orphans int
+	orphans int // calls that nobody waits for any more
+	hanging int // those of them that have lasted for longer than a call may
 	limits  limits
 	lowered int       // what the token itself turned out to allow, 0: nothing known
 	freed   time.Time // when a place was last given up
 	waiters []*waiter // in the order in which they came
 }
 
-// waiter is a caller without a place. It gets a session of its kind, or nil:
-// the right to open one.
+// waiter is a caller without a place.
 type waiter struct {
 	kind  kind
 	fresh bool
-	ready chan *physical
+	ready chan grant
+}
+
+// grant is what a caller gets: a session of its kind; or the right to open one,
+// after evict (if any) was closed; or an error.
+type grant struct {
+	found, evict *physical
+	err          error
 }
 
 var errBusy = fail(ErrUnsuitable, nil, "every session is in use")
@@ -51,15 +58,10 @@ func (c *cache) limit() int {
 // until ctx ends, or closing or giveUp is closed. fresh callers take no idle one.
 func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan struct{}, k kind, fresh bool) (found, evict *physical, err error) {
 	c.mu.Lock()
-	if c.orphans >= c.limits.orphans {
-		n := c.orphans
-		c.mu.Unlock()
-		return nil, nil, fail(ErrSession, nil, "%d calls hang in the PKCS#11 library, no more are made until one comes back", n)
-	}
 	if len(c.waiters) == 0 {
-		if found, evict, ok := c.takeNow(k, fresh); ok {
+		if g, ok := c.takeNow(k, fresh); ok {
 			c.mu.Unlock()
-			return found, evict, nil
+			return g.found, g.evict, g.err
 		}
 	}
 	select {
@@ -68,15 +70,15 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan
 		return nil, nil, errBusy
 	default:
 	}
-	w := &waiter{kind: k, fresh: fresh, ready: make(chan *physical, 1)}
+	w := &waiter{kind: k, fresh: fresh, ready: make(chan grant, 1)}
 	c.waiters = append(c.waiters, w)
 	// Newcomers queue behind others, who may want what this one does not.
 	c.wake()
 	c.mu.Unlock()
 
 	select {
-	case found = <-w.ready:
-		return c.granted(w, found)
+	case g := <-w.ready:
+		return g.found, g.evict, g.err
 	case <-ctx.Done():
 		err = waitError(ctx, "waiting for a free session")
 	case <-closing:
@@ -87,10 +89,13 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
-	case found = <-w.ready: // too late: pass it on
-		if found != nil {
-			c.putLocked(found)
-		} else {
+	case g := <-w.ready: // too late: pass it on
+		switch {
+		case g.found != nil:
+			c.putLocked(g.found)
+		case g.evict != nil:
+			c.putLocked(g.evict)
+		case g.err == nil:
 			c.places--
 		}
 	default:
@@ -100,29 +105,26 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan
 	return nil, nil, err
 }
 
-// granted sorts out what a waiter was given: a session of another kind is to
-// be replaced.
-func (c *cache) granted(w *waiter, p *physical) (found, evict *physical, err error) {
-	if p != nil && (w.fresh || p.kind != w.kind) {
-		return nil, p, nil
+func (c *cache) takeNow(k kind, fresh bool) (g grant, ok bool) {
+	switch {
+	case c.hanging >= c.limits.orphans:
+		return grant{err: fail(ErrSession, nil, "%d calls hang in the PKCS#11 library, no more are made until one comes back", c.hanging)}, true
+	case c.orphans >= c.limits.orphans:
+		return grant{}, false // until one comes back, or turns out to hang
 	}
-	return p, nil, nil
-}
-
-func (c *cache) takeNow(k kind, fresh bool) (found, evict *physical, ok bool) {
 	if !fresh {
 		if p := c.pop(k); p != nil {
-			return p, nil, true
+			return grant{found: p}, true
 		}
 	}
 	if c.places < c.limit() {
 		c.places++
-		return nil, nil, true
+		return grant{}, true
 	}
 	if p := c.oldest(); p != nil {
-		return nil, p, true // its place goes with it
+		return grant{evict: p}, true // its place goes with it
 	}
-	return nil, nil, false
+	return grant{}, false
 }
 
 // pop takes the newest idle session of a kind.
@@ -157,15 +159,12 @@ func (c *cache) oldest() *physical {
 func (c *cache) wake() {
 	for len(c.waiters) > 0 {
 		w := c.waiters[0]
-		found, evict, ok := c.takeNow(w.kind, w.fresh)
+		g, ok := c.takeNow(w.kind, w.fresh)
 		if !ok {
 			return
 		}
 		c.waiters = slices.Delete(c.waiters, 0, 1)
-		if evict != nil {
-			found = evict
-		}
-		w.ready <- found
+		w.ready <- g
 	}
 }
 
@@ -212,7 +211,7 @@ func (c *cache) full() bool {
 	return true
 }
 
-// orphan counts a session that hangs; its place is free for another one.
+// orphan counts a call that its caller left; its place is free for another one.
 func (c *cache) orphan(place bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -223,14 +222,26 @@ func (c *cache) orphan(place bool) {
 	c.wake()
 }
 
-func (c *cache) orphanReturned() {
+// orphanHangs counts an orphan that has lasted for longer than a call may.
+func (c *cache) orphanHangs() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hanging++
+	c.wake()
+}
+
+func (c *cache) orphanReturned(hung bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.orphans--
+	if hung {
+		c.hanging--
+	}
+	c.wake()
 }
 
 // expired takes out what has been idle since before then, or, with a zero time,
-// everything; and forgets what the token once allowed.
+// everything.
 func (c *cache) expired(then time.Time) []*physical {
 	c.mu.Lock()
 	defer c.mu.Unlock()

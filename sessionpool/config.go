@@ -80,8 +80,10 @@ type Config struct {
 	// SoftHSM2 and NSS softokn it is set by itself, unless Wrap is.
 	Direct bool
 
-	// MaxOrphans limits the sessions whose call timed out and still hangs in
-	// the module. At the limit Acquire fails at once. Zero: DefaultMaxOrphans.
+	// MaxOrphans limits the sessions whose caller left during a call that goes
+	// on in the module. At the limit Acquire waits until one comes back, and
+	// fails at once when all of them last for longer than OpTimeout.
+	// Zero: DefaultMaxOrphans.
 	MaxOrphans int
 
 	// DisableCache closes each session physically when it is released.

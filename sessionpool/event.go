@@ -17,7 +17,7 @@ const (
 	Recovered                           // a call was made again on a renewed session, see Event.Err
 	LimitLowered                        // the token bears fewer sessions than MaxSessions
 	CallTimedOut                        // a call took longer than OpTimeout; its session is an orphan
-	OrphanReturned                      // a call that had timed out came back
+	OrphanReturned                      // a call that its caller had left came back
 	HSMDown                             // no session can be opened, or calls fail again and again, see Event.Err
 	LeftOut                             // a key cannot be used on this token and another one was turned to, see Event.Err
 )

@@ -179,7 +179,7 @@ func (t *Token) logInFor(ctx context.Context, pool *Pool, p *physical) error {
 			t.loginLost()
 		}
 		err = t.ensureLogin(ctx, pool, p)
-		left = p.state.Load() == stateOrphan
+		left = p.orphaned()
 	} else if classify(err).sessionFault() {
 		err = fail(ErrSession, err, "%s: a new session is lost already", t.name)
 		t.login.doubt()

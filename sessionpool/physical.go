@@ -46,8 +46,13 @@ type physical struct {
 const (
 	stateIdle int32 = iota
 	stateBusy
-	stateOrphan
+	stateOrphan   // its caller has left
+	stateHung     // and the call has lasted for longer than one may
+	stateReturned // the orphan's call came back
 )
+
+// orphaned reports whether a caller has left the session.
+func (p *physical) orphaned() bool { return p.state.Load() >= stateOrphan }
 
 // work is what the goroutine is asked to do: a caller's function, or a step of
 // the pool's own.
@@ -100,7 +105,7 @@ func (p *physical) deliver(r result) bool {
 		p.guard.endRun()
 	}
 	p.token.handles.forget(p)
-	p.token.orphanReturned()
+	p.token.orphanReturned(p.state.Swap(stateReturned) == stateHung)
 	p.token.running.Done()
 	return false
 }
@@ -157,6 +162,7 @@ func (p *physical) call(ctx context.Context, timeout time.Duration, w work) (err
 			return r.unpack(), false
 		case <-ctx.Done():
 			if p.abandon() {
+				time.AfterFunc(timeout, p.hang)
 				if slow := (*slowError)(nil); errors.As(context.Cause(ctx), &slow) {
 					p.token.timedOut()
 				}
@@ -171,6 +177,7 @@ func (p *physical) call(ctx context.Context, timeout time.Duration, w work) (err
 				continue
 			}
 			if p.abandon() {
+				p.hang()
 				p.token.timedOut()
 				return fail(ErrTimeout, nil, "%s did not answer within %v", p.token.name, timeout), true
 			}
@@ -197,6 +204,13 @@ func (p *physical) abandon() bool {
 	}
 	p.token.orphaned(p)
 	return true
+}
+
+// hang notes that an orphan's call has lasted for too long.
+func (p *physical) hang() {
+	if p.state.CompareAndSwap(stateOrphan, stateHung) {
+		p.token.cache.orphanHangs()
+	}
 }
 
 // refresh forgets what was remembered in another epoch.

@@ -121,7 +121,7 @@ func (s *Session) ready(ctx context.Context) error {
 	}
 	if !p.kind.public() && !t.login.done.Load() {
 		err := t.ensureLogin(ctx, s.pool, p)
-		s.lost = p.state.Load() == stateOrphan
+		s.lost = p.orphaned()
 		return err
 	}
 	return nil

@@ -10,7 +10,7 @@ type Stats struct {
 	Idle     int // sessions in the cache
 	InUse    int // Open without Idle
 	Waiting  int // callers that wait for a session
-	Orphans  int // sessions whose call timed out and has not come back
+	Orphans  int // sessions whose caller left during a call that has not come back
 	Limit    int // the most that Open may reach now
 	LoggedIn bool
 	// PINVerified says that the token itself accepted the PIN. It is false
@@ -76,7 +76,7 @@ func (t *Token) timedOut() {
 	t.emit(Event{Kind: CallTimedOut})
 }
 
-func (t *Token) orphanReturned() {
-	t.cache.orphanReturned()
+func (t *Token) orphanReturned(hung bool) {
+	t.cache.orphanReturned(hung)
 	t.emit(Event{Kind: OrphanReturned})
 }
