@@ -28,12 +28,16 @@ type KeyInfo struct {
 // Keys lists every private and secret key, ordered by label and id. A key that
 // cannot be used, or not even be read, has its Err set and does not hide the
 // others. Over several tokens it lists those of one.
-func (h *HSM) Keys(ctx context.Context) ([]KeyInfo, error) {
+func (h *HSM) Keys(ctx context.Context) ([]KeyInfo, error) { return ListKeys(ctx, h.source) }
+
+// ListKeys lists the keys that can be reached through sessions of a source that
+// the caller made. [HSM.Keys] is the same for an opened HSM.
+func ListKeys(ctx context.Context, source sessionpool.Source) ([]KeyInfo, error) {
 	var keys []KeyInfo
-	err := sessionpool.Retry(ctx, h.source, func(s *sessionpool.Session) error {
+	err := sessionpool.Retry(ctx, source, func(s *sessionpool.Session) error {
 		var listed []KeyInfo
 		err := s.Do(ctx, func(m sessionpool.Module, session pkcs11.SessionHandle) (err error) {
-			listed, err = token{m, session, s.Token().Name()}.list(h.source)
+			listed, err = token{m, session, s.Token().Name()}.list(source)
 			return err
 		})
 		if err == nil {

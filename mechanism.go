@@ -6,6 +6,7 @@ import (
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -152,6 +153,18 @@ func hashFor(hash crypto.Hash) (*hashInfo, error) {
 		}
 	}
 	return nil, fmt.Errorf("%w: signing with %v; there are SHA-256, SHA-384 and SHA-512", ErrUnsupported, hash)
+}
+
+// TokenAlgorithms lists what a token signs, by the list of its mechanisms. Lists
+// are not always honest: only a signature proves that a key signs.
+func TokenAlgorithms(t *sessionpool.Token) []Algorithm {
+	var able []Algorithm
+	for _, algorithm := range []Algorithm{RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, HS256, HS384, HS512} {
+		if slices.ContainsFunc(schemes[algorithm].ways, func(w way) bool { return t.Supports(w.mechanism.Mechanism) }) {
+			able = append(able, algorithm)
+		}
+	}
+	return able
 }
 
 // plan is the order in which the ways of a scheme are tried on one token, and

@@ -48,6 +48,9 @@ func (e Endpoint) String() string {
 	}.String()
 }
 
+// Endpoint returns what the list says of the member.
+func (e Member) Endpoint() Endpoint { return e.m.endpoint }
+
 // Equal reports whether both endpoints are the same in everything, their PINs
 // included.
 func (e Endpoint) Equal(other Endpoint) bool {
