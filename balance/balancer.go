@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -16,30 +14,22 @@ import (
 type Balancer struct {
 	settings *settings
 	guard    *sessionpool.PINGuard
-	fleet    atomic.Pointer[fleet]
+	fleet    atomic.Pointer[fleet] // nil: closed
+	changed  news                  // told when who can be asked, or asked again, changes
+	turn     chan struct{}         // held by the first of those who wait
+	tasks    tasks
 	reloader *reloader
 	reloads  reloads
 
 	mu      sync.Mutex
 	members map[string]*member // every endpoint that was ever listed
-	closed  bool
+
+	closing  sync.Once
+	closed   chan struct{} // closed when Close is done
+	closeErr error
 }
 
 var _ sessionpool.Source = (*Balancer)(nil)
-
-// fleet is what the lists of one moment amount to.
-type fleet struct {
-	source  Lists
-	lists   []*squad
-	current atomic.Int64 // the list in use
-}
-
-// squad is the members of one list.
-type squad struct {
-	path    string
-	members []*member
-	next    atomic.Uint64 // round robin
-}
 
 // New reads the balance lists. It connects to nothing: that happens with the
 // first session.
@@ -57,10 +47,14 @@ func New(cfg Config) (*Balancer, error) {
 	if err := s.accept(lists); err != nil {
 		return nil, err
 	}
-	b := &Balancer{settings: s, guard: s.Pool.PINGuard, members: map[string]*member{}}
+	b := &Balancer{
+		settings: s, guard: s.Pool.PINGuard, turn: make(chan struct{}, 1),
+		members: map[string]*member{}, closed: make(chan struct{}),
+	}
 	if b.guard == nil {
 		b.guard = &sessionpool.PINGuard{}
 	}
+	b.changed.tell()
 	b.fleet.Store(b.muster(lists))
 	b.reloader = b.startReloader()
 	return b, nil
@@ -77,9 +71,10 @@ func (b *Balancer) muster(lists Lists) *fleet {
 			key := e.String() + "\x00" + e.PINValue()
 			m := b.members[key]
 			if m == nil {
-				m = newMember(e, b.settings, b.guard, b.emit)
+				m = newMember(b, e)
 				b.members[key] = m
 			}
+			m.enlist()
 			q.members = append(q.members, m)
 		}
 		f.lists = append(f.lists, q)
@@ -95,225 +90,83 @@ func (b *Balancer) emit(e Event) {
 
 // Acquire hands out a session of the next endpoint that answers: of the current
 // list in turn, else of the next list, else of whichever endpoint answers after
-// all. It waits only where every endpoint that answers has all its sessions in
-// use.
+// all. Where every endpoint that answers has all its sessions in use, it waits for
+// the first that is free, until ctx ends.
 //
-// When nobody answers the error lists every endpoint with its own cause. It
-// matches [sessionpool.ErrSession], or what the causes have in common, such as
-// [sessionpool.ErrPIN].
+// When nobody answers the error is a *FleetError, with each endpoint's own cause.
+// After Close it matches [sessionpool.ErrClosed].
 func (b *Balancer) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessionpool.Session, error) {
+	a := newAttempt(opts)
+	first := false
 	for {
+		changed := b.changed.next()
 		f := b.fleet.Load()
 		if f == nil {
-			return nil, fmt.Errorf("%w: the balancer is closed", sessionpool.ErrClosed)
+			return nil, errClosed
 		}
-		s, err := f.acquire(ctx, b.emit, opts)
-		if b.fleet.Load() == f {
+		s, err := f.acquire(ctx, b, a)
+		switch {
+		case b.fleet.Load() != f:
+			// The lists changed meanwhile: sessions of old ones are not handed out.
+			if s != nil {
+				s.Close()
+			}
+			a.forget()
+			continue
+		case !busy(err):
 			return s, err
 		}
-		// The lists changed meanwhile: sessions of old ones are not handed out.
-		if s != nil {
-			s.Close()
-		}
-	}
-}
-
-// acquire is Acquire for the lists of one moment.
-func (f *fleet) acquire(ctx context.Context, emit func(Event), opts []sessionpool.Option) (*sessionpool.Session, error) {
-	current := f.current.Load()
-	var a attempt
-	for i := range int64(len(f.lists)) {
-		n := (current + i) % int64(len(f.lists))
-		s, err := f.lists[n].acquire(ctx, &a, opts)
-		if s == nil && err == nil {
-			continue
-		}
-		if s != nil && i > 0 && !f.lists[current].alive() && f.current.CompareAndSwap(current, n) {
-			emit(Event{Kind: ListSwitched, List: f.lists[n].path, Err: a.error()})
-		}
-		return s, err
-	}
-	return f.lastResort(ctx, &a, opts)
-}
-
-// attempt remembers who failed one caller, and why.
-type attempt struct {
-	tried  []*member
-	causes []error
-}
-
-func (a *attempt) failed(m *member, err error) {
-	a.tried = append(a.tried, m)
-	a.causes = append(a.causes, err)
-}
-
-// acquire asks the members of one list in turn. Without session and error the
-// list has nobody that answers.
-func (q *squad) acquire(ctx context.Context, a *attempt, opts []sessionpool.Option) (*sessionpool.Session, error) {
-	count := uint64(len(q.members))
-	first := q.next.Add(1)
-	for {
-		var waitFor *member
-		for i := range count {
-			m := q.members[(first+i)%count]
-			if slices.Contains(a.tried, m) || !m.admit() {
-				continue
-			}
-			s, err := m.try(ctx, opts)
-			switch {
-			case err == nil:
-				return s, nil
-			case ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed):
+		if !first && a.plain() {
+			if err := b.queue(ctx); err != nil {
 				return nil, err
-			case busy(err):
-				if waitFor == nil {
-					waitFor = m
-				}
-			default:
-				a.failed(m, err)
 			}
+			defer b.leave()
+			first = true
+			continue // that may have lasted
 		}
-		if waitFor == nil {
-			return nil, nil
-		}
-		s, err := waitFor.wait(ctx, opts)
-		switch {
-		case err == nil:
-			return s, nil
-		case ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed):
-			return nil, err
-		case !busy(err):
-			a.failed(waitFor, err)
-		}
-	}
-}
-
-// alive reports whether a member of the list is not suspended.
-func (q *squad) alive() bool {
-	for _, m := range q.members {
-		if m.suspended.Load() == nil {
-			return true
-		}
-	}
-	return false
-}
-
-// lastResort asks everybody who was spared so far because of a suspension, all
-// at once so that nobody waits for one dead HSM after the other.
-func (f *fleet) lastResort(ctx context.Context, a *attempt, opts []sessionpool.Option) (*sessionpool.Session, error) {
-	type answer struct {
-		member  *member
-		list    int
-		session *sessionpool.Session
-		err     error
-	}
-	asked := map[*member]bool{}
-	for _, m := range a.tried {
-		asked[m] = true
-	}
-	answers := make(chan answer)
-	count := 0
-	for list, q := range f.lists {
-		for _, m := range q.members {
-			if asked[m] {
-				continue
-			}
-			asked[m] = true
-			count++
-			go func() {
-				s, err := m.try(ctx, opts)
-				if busy(err) {
-					s, err = m.wait(ctx, opts)
-				}
-				answers <- answer{m, list, s, err}
-			}()
-		}
-	}
-	for i := range count {
-		got := <-answers
-		if got.err != nil {
-			a.failed(got.member, got.err)
+		if s, err = b.await(ctx, changed, a); s != nil && b.fleet.Load() != f {
+			s.Close()
 			continue
 		}
-		f.current.Store(int64(got.list))
-		go func() { // the others come too late
-			for range count - i - 1 {
-				if late := <-answers; late.session != nil {
-					late.session.Release()
-				}
-			}
-		}()
-		return got.session, nil
+		if s != nil || err != nil {
+			return s, err
+		}
 	}
-	return nil, a.error()
 }
 
-// error is why nobody answered.
-func (a *attempt) error() error {
-	if len(a.causes) == 0 {
-		return nil
-	}
-	e := &FleetError{}
-	for i, m := range a.tried {
-		e.Causes = append(e.Causes, EndpointError{Endpoint: m.name, Err: a.causes[i]})
-	}
-	return e
-}
-
-// EndpointError is why one endpoint could not give a session.
-type EndpointError struct {
-	Endpoint string
-	Err      error
-}
-
-// FleetError says that no endpoint could give a session, and why each could
-// not. It matches what its causes match; unless that is the same for all it
-// matches [sessionpool.ErrSession] too.
-type FleetError struct {
-	Causes []EndpointError
-}
-
-func (e *FleetError) Error() string {
-	var text strings.Builder
-	text.WriteString("no HSM of the balance lists can be used")
-	for _, c := range e.Causes {
-		fmt.Fprintf(&text, "; %s: %v", c.Endpoint, c.Err)
-	}
-	return text.String()
-}
-
-// Unwrap makes errors.Is and errors.As find the causes.
-func (e *FleetError) Unwrap() []error {
-	errs := make([]error, 0, len(e.Causes)+1)
-	pinsOnly := true
-	for _, c := range e.Causes {
-		errs = append(errs, c.Err)
-		pinsOnly = pinsOnly && errors.Is(c.Err, sessionpool.ErrPIN)
-	}
-	if !pinsOnly {
-		errs = append(errs, sessionpool.ErrSession)
-	}
-	return errs
-}
+var errClosed = fmt.Errorf("%w: the balancer is closed", sessionpool.ErrClosed)
 
 // Close ends the reloading, refuses new sessions, waits for those in use, and
 // closes every connection. When ctx ends first, it returns its error and the rest
-// happens in the background. Closing twice is safe.
+// happens in the background. Closing twice is safe: the second call waits for the
+// first.
 func (b *Balancer) Close(ctx context.Context) error {
+	b.closing.Do(func() {
+		go func() {
+			defer close(b.closed)
+			b.closeErr = b.close()
+		}()
+	})
+	select {
+	case <-b.closed:
+		return b.closeErr
+	case <-ctx.Done():
+		return ended(ctx, "closing the balancer")
+	}
+}
+
+func (b *Balancer) close() error {
 	b.reloader.stop()
 	b.fleet.Store(nil)
-	b.mu.Lock()
-	members := b.members
-	b.closed = true
-	b.mu.Unlock()
+	b.changed.tell()
 	var (
 		group sync.WaitGroup
 		mu    sync.Mutex
 		errs  []error
 	)
-	for _, m := range members {
+	for _, m := range b.members { // nobody musters any more
 		group.Go(func() {
-			if err := m.close(ctx); err != nil {
+			if err := m.close(); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				errs = append(errs, fmt.Errorf("%s: %w", m.name, err))
@@ -321,5 +174,31 @@ func (b *Balancer) Close(ctx context.Context) error {
 		})
 	}
 	group.Wait()
+	b.tasks.end()
 	return errors.Join(errs...)
+}
+
+// tasks are the goroutines of a Balancer, of which none begins after the end.
+type tasks struct {
+	mu     sync.Mutex
+	ended  bool
+	active sync.WaitGroup
+}
+
+// start runs a task on a goroutine of its own. It reports false after the end.
+func (t *tasks) start(task func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ended {
+		t.active.Go(task)
+	}
+	return !t.ended
+}
+
+// end returns when every task has ended.
+func (t *tasks) end() {
+	t.mu.Lock()
+	t.ended = true
+	t.mu.Unlock()
+	t.active.Wait()
 }

@@ -73,7 +73,7 @@ type Config struct {
 type settings struct {
 	Config
 	tls    *tls.Config
-	client string   // p11-kit's client library
+	client string   // p11-kit's client library, if it is installed
 	env    []string // RemoteEnv, split
 }
 
@@ -89,7 +89,10 @@ func (c Config) check() (*settings, error) {
 	case c.Remote != "" && c.Remote != RemoteP11Kit && c.Remote != RemoteModule:
 		return bad("the remote kind is %q, want %s or %s (HSM_REMOTE)", c.Remote, RemoteP11Kit, RemoteModule)
 	}
-	s := &settings{Config: c, env: strings.Fields(c.RemoteEnv)}
+	if err := c.Pool.Check(); err != nil {
+		return nil, err
+	}
+	s := &settings{Config: c, env: strings.Fields(c.RemoteEnv), client: findClient(c.Pool.Module)}
 	s.Suspend = cmp.Or(c.Suspend, DefaultSuspend)
 	s.Remote = cmp.Or(c.Remote, RemoteP11Kit)
 	for _, pair := range s.env {
@@ -126,9 +129,7 @@ func (s *settings) accept(lists Lists) error {
 				continue
 			}
 			if s.client == "" {
-				if s.client = findClient(s.Pool.Module); s.client == "" {
-					return fmt.Errorf("%w: p11-kit-client.so is not installed (Debian: p11-kit-modules)", sessionpool.ErrConfig)
-				}
+				return fmt.Errorf("%w: p11-kit-client.so is not installed (Debian: p11-kit-modules)", sessionpool.ErrConfig)
 			}
 			if s.tls != nil || s.Plaintext {
 				continue
@@ -171,4 +172,9 @@ func (s *settings) environment(e Endpoint) []string {
 		pairs[i] = fill.Replace(pair)
 	}
 	return pairs
+}
+
+// opTimeout is how long one PKCS#11 call may take.
+func (s *settings) opTimeout() time.Duration {
+	return cmp.Or(s.Pool.OpTimeout, sessionpool.DefaultOpTimeout)
 }

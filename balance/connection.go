@@ -2,9 +2,11 @@ package balance
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/hsmkey/hsmkey/internal/bridge"
 	"github.com/hsmkey/hsmkey/sessionpool"
@@ -13,42 +15,49 @@ import (
 // connection is one way to an endpoint: a pool, and the bridge that it goes
 // over where p11-kit's protocol is spoken.
 type connection struct {
-	pool   *sessionpool.Pool
-	bridge *bridge.Bridge
+	pool    *sessionpool.Pool
+	bridge  *bridge.Bridge
+	private bool // it rests on an instance of the library of its own
 }
 
 // connect opens a connection. It logs in only when it is used.
-func (m *member) connect(ctx context.Context) (*connection, error) {
-	cfg := m.settings.Pool
-	cfg.Name, cfg.PINGuard, cfg.OnEvent = m.name, m.guard, nil
+func (m *member) connect() (*connection, error) {
+	s := m.balancer.settings
+	cfg := s.Pool
+	cfg.Name, cfg.PINGuard = m.name, m.balancer.guard
 	c := &connection{}
-	e := m.endpoint
-	switch {
+	cfg.OnEvent = func(event sessionpool.Event) { m.notice(c, event) }
+	switch e := m.endpoint; {
 	case e.ModulePath != "":
-		cfg.Module, cfg.TokenLabel, cfg.TokenSerial, cfg.Slot = e.ModulePath, e.Token, e.Serial, e.Slot
+		if cfg.Module != e.ModulePath {
+			cfg.Module, cfg.ModuleArgs = e.ModulePath, "" // the string is for another library
+		}
+		cfg.TokenLabel, cfg.TokenSerial, cfg.Slot = e.Token, e.Serial, e.Slot
 		if pin := e.PINValue(); pin != "" {
 			cfg.PIN = sessionpool.StaticPIN(pin)
 		} else if e.PINSource != "" {
 			cfg.PIN = sessionpool.PINFile(e.PINSource)
 		}
-	case m.settings.Remote == RemoteModule:
-		cfg.Private, cfg.ModuleEnv = true, m.settings.environment(e)
+	case s.Remote == RemoteModule:
+		cfg.Private, cfg.ModuleEnv = true, slices.Concat(cfg.ModuleEnv, s.environment(e))
 	default:
-		b, err := m.takeBridge(ctx)
+		b, err := m.takeBridge()
 		if err != nil {
 			return nil, err
 		}
 		c.bridge = b
-		cfg.Module, cfg.ModuleArgs, cfg.Private = m.settings.client, "", true
+		cfg.Module, cfg.ModuleArgs, cfg.Private, cfg.Direct = s.client, "", true, false
 		cfg.ModuleEnv = []string{"P11_KIT_SERVER_ADDRESS=" + b.ServerAddress()}
-		cfg.Plaintext = m.settings.tls == nil
+		cfg.Plaintext = s.tls == nil
 		cfg.MaxSessions = 1
 	}
-	cfg.OnEvent = func(event sessionpool.Event) { m.notice(c, event) }
+	c.private = cfg.Private
 	pool, err := sessionpool.New(cfg)
 	if err != nil {
 		if c.bridge != nil {
-			err = errors.Join(err, c.bridge.Stats().LastError)
+			if last := c.bridge.Stats().LastError; last != nil {
+				err = fmt.Errorf("%w (%w)", err, last)
+			}
 			m.keepBridge(c.bridge)
 		}
 		return nil, err
@@ -57,10 +66,10 @@ func (m *member) connect(ctx context.Context) (*connection, error) {
 	return c, nil
 }
 
-// takeBridge starts a bridge, or takes one of an attempt that failed: a private
-// instance of the client library is good for one bridge, and cannot be unloaded,
-// so that both are used again.
-func (m *member) takeBridge(ctx context.Context) (*bridge.Bridge, error) {
+// takeBridge starts a bridge, or takes one that is free: a private instance of
+// the client library is good for one bridge, and cannot be unloaded, so that both
+// are used again.
+func (m *member) takeBridge() (*bridge.Bridge, error) {
 	m.mu.Lock()
 	if n := len(m.bridges); n > 0 {
 		b := m.bridges[n-1]
@@ -69,29 +78,59 @@ func (m *member) takeBridge(ctx context.Context) (*bridge.Bridge, error) {
 		return b, nil
 	}
 	m.mu.Unlock()
-	return bridge.Start(ctx, bridge.Config{
+	s := m.balancer.settings
+	return bridge.Start(context.Background(), bridge.Config{
 		Address: net.JoinHostPort(m.endpoint.Host, strconv.Itoa(int(m.endpoint.Port))),
-		TLS:     m.settings.tls, Plaintext: m.settings.Plaintext,
-		DialTimeout: m.settings.Pool.OpTimeout,
+		TLS:     s.tls, Plaintext: s.Plaintext, DialTimeout: s.opTimeout(),
 	})
 }
 
 func (m *member) keepBridge(b *bridge.Bridge) {
 	b.Disconnect()
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		_ = b.Close() // nothing goes over it
-		return
+	closed := m.closed
+	if !closed {
+		m.bridges = append(m.bridges, b)
 	}
-	m.bridges = append(m.bridges, b)
+	m.mu.Unlock()
+	if closed {
+		_ = b.Close() // nothing goes over it
+	}
 }
 
-// close ends a connection for good.
-func (c *connection) close(ctx context.Context) error {
-	err := c.pool.Close(ctx)
-	if c.bridge != nil {
-		err = errors.Join(err, c.bridge.Close())
+// look opens a session, or finds a free one, and gives it back.
+func (c *connection) look(opts ...sessionpool.Option) error {
+	s, err := c.pool.Acquire(context.Background(), append(opts, sessionpool.NoWait())...)
+	if err == nil {
+		s.Release()
 	}
 	return err
+}
+
+// hangs reports whether calls hang that only another instance of the library can
+// do without.
+func (c *connection) hangs() bool { return c.private && c.pool.Stats().Orphans > 0 }
+
+// close ends a connection once its sessions are released. Calls that hang then
+// are cut off where that is possible.
+func (c *connection) close(opTimeout time.Duration) error {
+	if c.bridge != nil {
+		tick := time.NewTicker(opTimeout)
+		defer tick.Stop()
+		done := make(chan struct{})
+		defer close(done)
+		go func() {
+			for {
+				select {
+				case <-tick.C:
+					if c.pool.Stats().InUse == 0 {
+						c.bridge.Disconnect()
+					}
+				case <-done:
+					return
+				}
+			}
+		}()
+	}
+	return c.pool.Close(context.Background())
 }

@@ -12,13 +12,14 @@ type EventKind uint8
 const (
 	Suspended    EventKind = iota + 1 // an endpoint does not answer, see Event.Err
 	Resumed                           // it answers again
+	LeftOut                           // a key cannot be used on an endpoint, see Event.Err
 	ListSwitched                      // another list is the current one, see Event.List
 	Reloaded                          // the lists were read again and have changed
 	ReloadFailed                      // they were read again and are invalid: the old ones stay
 )
 
 var eventNames = map[EventKind]string{
-	Suspended: "endpoint suspended", Resumed: "endpoint resumed", ListSwitched: "balance list switched",
+	Suspended: "endpoint suspended", Resumed: "endpoint resumed", LeftOut: "endpoint left out for a key", ListSwitched: "balance list switched",
 	Reloaded: "balance lists reloaded", ReloadFailed: "balance lists not reloaded",
 }
 
@@ -27,7 +28,7 @@ func (k EventKind) String() string { return eventNames[k] }
 // Event is told to Config.OnEvent. It holds no secret.
 type Event struct {
 	Kind     EventKind
-	Endpoint string // of Suspended and Resumed
+	Endpoint string // of Suspended, Resumed and LeftOut
 	List     string // of ListSwitched: its path
 	Err      error  // what led to it, or nil
 }
@@ -53,7 +54,7 @@ func LogEvents(logger *slog.Logger) func(Event) {
 	return func(e Event) {
 		level := slog.LevelInfo
 		switch e.Kind {
-		case Suspended, ListSwitched, ReloadFailed:
+		case Suspended, LeftOut, ListSwitched, ReloadFailed:
 			level = slog.LevelWarn
 		}
 		logger.LogAttrs(context.Background(), level, "hsm "+e.Kind.String(), slog.Any("event", e))

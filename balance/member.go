@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/miekg/pkcs11"
 
 	"github.com/hsmkey/hsmkey/internal/bridge"
 	"github.com/hsmkey/hsmkey/sessionpool"
@@ -15,90 +18,126 @@ import (
 
 // member is an endpoint at work: its connections, and whether it may be asked
 // for a session. It lives as long as the Balancer, also while no list names it,
-// because what a process has loaded cannot be unloaded.
+// because what a process has loaded cannot be unloaded, only used again.
 type member struct {
 	name     string
 	endpoint Endpoint
-	settings *settings
-	guard    *sessionpool.PINGuard
+	balancer *Balancer
 	most     int // connections
-	emit     func(Event)
 
 	suspended atomic.Pointer[suspension] // nil: up
+	last      atomic.Pointer[suspension] // the latest, over or not
 	failures  atomic.Uint64
+	leftOut   atomic.Uint64
 
-	mu          sync.Mutex
-	connections []*connection
-	bridges     []*bridge.Bridge // of attempts that failed, for the next ones
-	opening     chan struct{}    // closed when the connection that is being opened is there, or not
-	next        int
-	closed      bool
-	down        chan struct{} // closed when the member is suspended
-	last        error         // why it was suspended last
+	connections atomic.Pointer[[]*connection] // replaced, with mu held
+
+	mu       sync.Mutex
+	listed   bool
+	visiting *visit
+	full     time.Time // until then the HSM bears no more connections
+	draining map[*connection]bool // out of service; true: closed, but calls hang
+	bridges  []*bridge.Bridge // without connection, for the next one
+	closed   bool
 }
 
-// suspension keeps callers away until a time, and then lets one of them try.
+// suspension keeps callers away until a time.
 type suspension struct {
-	until   time.Time
-	probing atomic.Bool
+	until time.Time
+	cause error
 }
 
-func newMember(e Endpoint, s *settings, guard *sessionpool.PINGuard, emit func(Event)) *member {
-	m := &member{
-		name: e.String(), endpoint: e, settings: s, guard: guard, emit: emit,
-		most: 1, down: make(chan struct{}),
-	}
-	if e.ModulePath == "" && s.Remote == RemoteP11Kit {
+func newMember(b *Balancer, e Endpoint) *member {
+	m := &member{name: e.String(), endpoint: e, balancer: b, most: 1, draining: map[*connection]bool{}}
+	m.connections.Store(&[]*connection{})
+	if e.ModulePath == "" && b.settings.Remote == RemoteP11Kit {
 		// A p11-kit connection serves one call at a time: one for each session.
-		if m.most = s.Pool.MaxSessions; m.most == 0 {
+		if m.most = b.settings.Pool.MaxSessions; m.most == 0 {
 			m.most = sessionpool.DefaultMaxSessions
 		}
 	}
 	return m
 }
 
-// admit reports whether a caller may ask the member for a session now. Who is
-// admitted must say how it went: answered, suspend, or undecided.
-func (m *member) admit() bool {
-	s := m.suspended.Load()
-	return s == nil || !time.Now().Before(s.until) && s.probing.CompareAndSwap(false, true)
-}
+// ways are the connections there are.
+func (m *member) ways() []*connection { return *m.connections.Load() }
 
-// answered takes note of a session that was opened.
-func (m *member) answered() {
-	if m.suspended.Load() == nil {
+// suspend keeps callers away for a while. Of several who notice the same failure
+// the first one counts: was is what each of them began with, nil for up.
+func (m *member) suspend(was *suspension, cause error) {
+	next := &suspension{time.Now().Add(m.balancer.settings.Suspend), cause}
+	if !m.suspended.CompareAndSwap(was, next) {
 		return
 	}
-	m.mu.Lock()
-	was := m.suspended.Swap(nil)
-	if was != nil {
-		m.down = make(chan struct{})
-	}
-	m.mu.Unlock()
-	if was != nil {
-		m.emit(Event{Kind: Resumed, Endpoint: m.name})
-	}
-}
-
-// suspend keeps callers away for a while, and sends those who wait elsewhere.
-func (m *member) suspend(cause error) {
 	m.failures.Add(1)
-	m.mu.Lock()
-	was := m.suspended.Swap(&suspension{until: time.Now().Add(m.settings.Suspend)})
-	m.last = cause
+	m.last.Store(next)
+	m.balancer.changed.tell()
 	if was == nil {
-		close(m.down)
-	}
-	m.mu.Unlock()
-	if was == nil {
-		m.emit(Event{Kind: Suspended, Endpoint: m.name, Err: cause})
+		m.balancer.emit(Event{Kind: Suspended, Endpoint: m.name, Err: cause})
 	}
 }
 
-// undecided ends an attempt that says nothing about the member.
-func (m *member) undecided() {
-	if s := m.suspended.Load(); s != nil {
-		s.probing.Store(false)
+// resume ends the suspension that a visitor began with.
+func (m *member) resume(was *suspension) {
+	if was != nil && m.suspended.CompareAndSwap(was, nil) {
+		m.balancer.changed.tell()
+		m.balancer.emit(Event{Kind: Resumed, Endpoint: m.name})
+	}
+}
+
+// try asks the member for a session without waiting for others to release
+// theirs. Where all are in use and there may be more connections, it opens one.
+func (m *member) try(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
+	s, err := m.take(ctx, a)
+	if !busy(err) {
+		return s, err
+	}
+	v := m.grow()
+	if v == nil {
+		return nil, err
+	}
+	if err := m.waitFor(ctx, v); err != nil {
+		return nil, err
+	}
+	return m.take(ctx, a)
+}
+
+// take takes a session of the first connection that has a free one.
+func (m *member) take(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
+	used, full := false, error(nil)
+	for _, c := range m.ways() {
+		s, err := c.pool.Acquire(ctx, a.opts...)
+		switch {
+		case err == nil:
+			return s, nil
+		case busy(err):
+			used = true
+		case tooMany(err):
+			full = err
+		default:
+			m.judge(ctx, a, err)
+			return nil, err
+		}
+	}
+	if full != nil && !used {
+		m.judge(ctx, a, full)
+		return nil, full
+	}
+	return nil, errBusy
+}
+
+// tooMany reports whether the HSM bears no more sessions: where some are our own
+// that is no worse than that they are in use.
+func tooMany(err error) bool { return errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)) }
+
+// judge keeps the books on whether the member answers.
+func (m *member) judge(ctx context.Context, a *attempt, err error) {
+	switch {
+	case err == nil, ctx.Err() != nil, errors.Is(err, sessionpool.ErrUnsuitable), errors.Is(err, sessionpool.ErrClosed):
+	case a.once && !errors.Is(err, sessionpool.ErrSession) && !errors.Is(err, sessionpool.ErrTimeout):
+		// A one-time PIN is the caller's own affair.
+	default:
+		m.suspend(nil, err)
 	}
 }
 
@@ -106,163 +145,115 @@ func (m *member) undecided() {
 func (m *member) notice(c *connection, e sessionpool.Event) {
 	switch e.Kind {
 	case sessionpool.CallTimedOut:
-		m.suspend(fmt.Errorf("%w: a call did not come back in time", sessionpool.ErrTimeout))
+		m.suspend(nil, fmt.Errorf("%w: %s: a call took longer than %v", sessionpool.ErrTimeout, m.name, m.balancer.settings.opTimeout()))
 		if c.bridge != nil {
-			c.bridge.Disconnect() // calls that hang come back, and can be forgotten
+			c.bridge.Disconnect() // the call comes back, and is forgotten
 		}
 	case sessionpool.HSMDown:
-		m.suspend(e.Err)
+		m.suspend(nil, e.Err)
+	case sessionpool.LeftOut:
+		m.leftOut.Add(1)
+		m.balancer.emit(Event{Kind: LeftOut, Endpoint: m.name, Err: e.Err})
 	}
-	if hook := m.settings.Pool.OnEvent; hook != nil {
+	if hook := m.balancer.settings.Pool.OnEvent; hook != nil {
 		hook(e)
 	}
 }
 
-var (
-	errBusy      = fmt.Errorf("%w: every session is in use", sessionpool.ErrUnsuitable)
-	errSuspended = errors.New("the HSM was suspended meanwhile")
-)
-
-// busy reports whether err says that all sessions are in use, and no more than
-// that.
-func busy(err error) bool {
-	return errors.Is(err, sessionpool.ErrUnsuitable) && !errors.Is(err, sessionpool.ErrSession) &&
-		!errors.Is(err, sessionpool.ErrUnsupported)
-}
-
-// try asks the member for a session without waiting for others to release
-// theirs, and keeps the books on whether it answered.
-func (m *member) try(ctx context.Context, opts []sessionpool.Option) (*sessionpool.Session, error) {
-	s, err := m.acquire(ctx, opts)
-	m.judge(ctx, err)
-	return s, err
-}
-
-func (m *member) judge(ctx context.Context, err error) {
-	switch {
-	case err == nil:
-		m.answered()
-	case ctx.Err() != nil, errors.Is(err, sessionpool.ErrUnsuitable), errors.Is(err, sessionpool.ErrClosed):
-		m.undecided()
-	default:
-		m.suspend(err)
-	}
-}
-
-// acquire takes a session from the first connection that has a free one, or
-// opens a connection.
-func (m *member) acquire(ctx context.Context, opts []sessionpool.Option) (*sessionpool.Session, error) {
-	opts = append(opts[:len(opts):len(opts)], sessionpool.NoWait())
-	for {
-		m.mu.Lock()
-		connections, closed, opening := m.connections, m.closed, m.opening
-		if closed {
-			m.mu.Unlock()
-			return nil, fmt.Errorf("%w: the balancer is closed", sessionpool.ErrClosed)
-		}
-		m.mu.Unlock()
-		for _, c := range connections {
-			if s, err := c.pool.Acquire(ctx, opts...); err == nil || !busy(err) {
-				return s, err
-			}
-		}
-		if len(connections) == m.most || opening != nil {
-			return nil, errBusy
-		}
-		if err := m.open(ctx); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// open adds a connection, unless somebody else is at it.
-func (m *member) open(ctx context.Context) error {
+// enlist takes the member into service.
+func (m *member) enlist() {
 	m.mu.Lock()
-	if m.closed || m.opening != nil || len(m.connections) == m.most {
-		m.mu.Unlock()
-		return nil
+	defer m.mu.Unlock()
+	m.listed = true
+}
+
+// reset closes the sessions of the member once they are released.
+func (m *member) reset() {
+	for _, c := range m.ways() {
+		m.balancer.tasks.start(c.pool.Reset)
 	}
-	done := make(chan struct{})
-	m.opening = done
-	m.mu.Unlock()
+}
 
-	c, err := m.connect(ctx)
+// retire takes the member out of service: its connections are closed once their
+// sessions are released.
+func (m *member) retire() {
+	for _, c := range m.strip() {
+		m.balancer.tasks.start(func() { _ = m.drain(c) }) // it is of no use to anybody any more
+	}
+}
 
+// strip takes all connections out of service.
+func (m *member) strip() []*connection {
 	m.mu.Lock()
-	closed := m.closed
-	if err == nil && !closed {
-		m.connections = append(slices.Clip(m.connections), c)
+	defer m.mu.Unlock()
+	ways := m.ways()
+	for _, c := range ways {
+		m.draining[c] = false
 	}
-	m.opening = nil
-	close(done)
+	m.connections.Store(&[]*connection{})
+	m.suspended.Store(nil)
+	m.listed, m.full = false, time.Time{}
+	return ways
+}
+
+// drain closes a connection that is out of service, as soon as it is not used.
+func (m *member) drain(c *connection) error {
+	err := c.close(m.balancer.settings.opTimeout())
+	m.mu.Lock()
+	m.draining[c] = true
 	m.mu.Unlock()
-	if err == nil && closed {
-		err = c.close(context.WithoutCancel(ctx))
+	m.outOfService()
+	if c.bridge != nil {
+		m.keepBridge(c.bridge)
 	}
 	return err
 }
 
-// wait waits for a session that others release, until ctx ends or the member is
-// suspended.
-func (m *member) wait(ctx context.Context, opts []sessionpool.Option) (*sessionpool.Session, error) {
+// close ends the member's service for good. A visit that goes on ends by itself.
+func (m *member) close() error {
+	ways := m.strip()
 	m.mu.Lock()
-	down, opening := m.down, m.opening
-	var c *connection
-	if len(m.connections) > 0 {
-		m.next++
-		c = m.connections[m.next%len(m.connections)]
-	}
-	m.mu.Unlock()
-	if c == nil {
-		if opening != nil {
-			select {
-			case <-opening:
-			case <-down:
-			case <-ctx.Done():
-			}
-		}
-		return m.try(ctx, opts)
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-down:
-			cancel(errSuspended)
-		case <-ctx.Done():
-		}
-	}()
-	s, err := c.pool.Acquire(ctx, opts...)
-	if err != nil && errors.Is(context.Cause(ctx), errSuspended) {
-		return nil, fmt.Errorf("%w: %s: %w", sessionpool.ErrSession, m.name, errSuspended)
-	}
-	m.judge(ctx, err)
-	return s, err
-}
-
-// reset closes the sessions of the member, once they are released.
-func (m *member) reset() {
-	m.mu.Lock()
-	connections := m.connections
-	m.mu.Unlock()
-	for _, c := range connections {
-		c.pool.Reset()
-	}
-}
-
-func (m *member) close(ctx context.Context) error {
-	m.mu.Lock()
-	connections, bridges := m.connections, m.bridges
-	m.closed, m.connections, m.bridges = true, nil, nil
+	bridges := m.bridges
+	m.closed, m.bridges = true, nil
 	m.mu.Unlock()
 	for _, b := range bridges {
 		_ = b.Close() // nothing goes over it
 	}
-	errs := make([]error, len(connections))
+	errs := make([]error, len(ways))
 	var group sync.WaitGroup
-	for i, c := range connections {
-		group.Go(func() { errs[i] = c.close(ctx) })
+	for i, c := range ways {
+		group.Go(func() { errs[i] = m.drain(c) })
 	}
 	group.Wait()
 	return errors.Join(errs...)
+}
+
+// add takes a connection into service, unless there is none any more.
+func (m *member) add(c *connection) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.listed {
+		ways := slices.Concat(m.ways(), []*connection{c})
+		m.connections.Store(&ways)
+	}
+	return m.listed
+}
+
+// abandon takes a connection out of service in which calls hang.
+func (m *member) abandon(c *connection) {
+	m.mu.Lock()
+	ways := slices.DeleteFunc(slices.Clone(m.ways()), func(other *connection) bool { return other == c })
+	m.connections.Store(&ways)
+	m.draining[c] = false
+	m.mu.Unlock()
+	m.balancer.tasks.start(func() { _ = m.drain(c) }) // it is of no use to anybody any more
+}
+
+// outOfService are the connections that are not closed yet, or in which calls
+// hang.
+func (m *member) outOfService() []*connection {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.draining, func(c *connection, closed bool) bool { return closed && !c.hangs() })
+	return slices.Collect(maps.Keys(m.draining))
 }

@@ -61,13 +61,15 @@ func (b *Balancer) reload() {
 	default:
 		fresh := b.muster(lists)
 		b.fleet.Store(fresh)
-		var resets sync.WaitGroup
-		for _, q := range old.lists {
-			for _, m := range q.members {
-				resets.Go(m.reset) // a dead HSM keeps nobody waiting
+		b.changed.tell()
+		// In the background: a dead HSM keeps nobody waiting.
+		for m := range old.members() {
+			if fresh.members()[m] {
+				m.reset()
+			} else {
+				m.retire()
 			}
 		}
-		resets.Wait()
 		b.reloads.changed.Add(1)
 		b.emit(Event{Kind: Reloaded})
 	}

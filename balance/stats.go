@@ -37,15 +37,24 @@ type ListStats struct {
 
 // EndpointStats is one endpoint.
 type EndpointStats struct {
-	Name        string
-	State       State
-	Until       time.Time // end of the suspension
-	Failures    uint64    // how often it was suspended
-	LastError   error     // why it was suspended last
-	Connections int
-	Open, InUse int // sessions
-	Opened      uint64
+	Name  string
+	State State
+	Until time.Time // end of the suspension
+
+	// Current values.
+	Connections int // to the endpoint; those of RemoteP11Kit have one session each
+	Open        int // sessions, those included that are being closed
+	InUse       int
 	Orphans     int // calls that hang
+
+	// Cumulative values.
+	Opened   uint64 // sessions, on the connections that there are now
+	Failures uint64 // how often it was suspended
+	LeftOut  uint64 // how often a key could not be used on it
+
+	// LastError is why it was suspended last, or could bear no more
+	// connections. It is kept when it answers again.
+	LastError error
 }
 
 // Stats returns a snapshot.
@@ -56,11 +65,11 @@ func (b *Balancer) Stats() Stats {
 	}
 	listed := map[*member]bool{}
 	if f := b.fleet.Load(); f != nil {
+		listed = f.members()
 		current := f.current.Load()
 		for i, q := range f.lists {
 			l := ListStats{Path: q.path, Current: int64(i) == current}
 			for _, m := range q.members {
-				listed[m] = true
 				l.Endpoints = append(l.Endpoints, m.stats())
 			}
 			s.Lists = append(s.Lists, l)
@@ -69,7 +78,10 @@ func (b *Balancer) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, m := range b.members {
-		if e := m.stats(); !listed[m] && e.Open > 0 {
+		if listed[m] {
+			continue
+		}
+		if e := m.stats(); e.Open > 0 || e.Connections > 0 {
 			e.State = Draining
 			s.Draining = append(s.Draining, e)
 		}
@@ -79,13 +91,15 @@ func (b *Balancer) Stats() Stats {
 }
 
 func (m *member) stats() EndpointStats {
-	m.mu.Lock()
-	connections := m.connections
-	e := EndpointStats{Name: m.name, State: Up, LastError: m.last, Failures: m.failures.Load(), Connections: len(connections)}
-	m.mu.Unlock()
+	e := EndpointStats{Name: m.name, State: Up, Failures: m.failures.Load(), LeftOut: m.leftOut.Load()}
+	if s := m.last.Load(); s != nil {
+		e.LastError = s.cause
+	}
 	if s := m.suspended.Load(); s != nil {
 		e.State, e.Until = SuspendedFor, s.until
 	}
+	connections := slices.Concat(m.ways(), m.outOfService())
+	e.Connections = len(connections)
 	for _, c := range connections {
 		p := c.pool.Stats()
 		e.Open += p.Open
@@ -114,11 +128,9 @@ func (b *Balancer) Members() []Member {
 		return nil
 	}
 	var all []Member
-	seen := map[*member]bool{}
 	for _, q := range f.lists {
 		for _, m := range q.members {
-			if !seen[m] {
-				seen[m] = true
+			if !slices.ContainsFunc(all, func(e Member) bool { return e.m == m }) {
 				all = append(all, Member{Name: m.name, List: q.path, m: m})
 			}
 		}
@@ -126,11 +138,26 @@ func (b *Balancer) Members() []Member {
 	return all
 }
 
+// State is what the Balancer thinks of the endpoint now: Up or SuspendedFor.
+func (e Member) State() State {
+	if e.m.suspended.Load() != nil {
+		return SuspendedFor
+	}
+	return Up
+}
+
 // Acquire hands out a session of this endpoint, suspended or not.
 func (e Member) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessionpool.Session, error) {
-	s, err := e.m.try(ctx, opts)
-	if busy(err) {
-		return e.m.wait(ctx, opts)
+	b, a := e.m.balancer, newAttempt(opts)
+	for {
+		changed := b.changed.next()
+		s, err := e.m.try(ctx, a)
+		if !busy(err) {
+			return s, err
+		}
+		a.busy = []*member{e.m}
+		if s, err = b.await(ctx, changed, a); s != nil || err != nil {
+			return s, err
+		}
 	}
-	return s, err
 }

@@ -1,0 +1,148 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+// attempt is one caller's way through the fleet.
+type attempt struct {
+	opts  []sessionpool.Option // what the caller wants, without waiting
+	once  bool                 // a one-time PIN is among it
+	busy  []*member            // that answer, and have every session in use
+	tried []*member            // that failed
+	cause []error              // why
+}
+
+var noWait = []sessionpool.Option{sessionpool.NoWait()}
+
+func newAttempt(opts []sessionpool.Option) *attempt {
+	a := &attempt{opts: noWait}
+	if len(opts) > 0 {
+		a.opts = slices.Concat(opts, noWait)
+		a.once = slices.ContainsFunc(opts, sessionpool.Option.OneTime)
+	}
+	return a
+}
+
+// plain reports whether any session will do.
+func (a *attempt) plain() bool { return len(a.opts) == len(noWait) }
+
+// spent reports whether an error may mean that a one-time PIN was sent: it is not
+// sent to another HSM.
+func (a *attempt) spent(err error) bool {
+	return a.once && !errors.Is(err, sessionpool.ErrUnsuitable)
+}
+
+func (a *attempt) has(m *member) bool { return slices.Contains(a.tried, m) }
+
+func (a *attempt) failed(m *member, err error) {
+	a.tried = append(a.tried, m)
+	a.cause = append(a.cause, err)
+}
+
+// forget begins anew, with other lists.
+func (a *attempt) forget() { a.tried, a.cause = nil, nil }
+
+// failure is why nobody answered.
+func (f *fleet) failure(a *attempt) error {
+	e := &FleetError{}
+	for _, q := range f.lists {
+		for _, m := range q.members {
+			if i := slices.Index(a.tried, m); i >= 0 {
+				e.add(m, a.cause[i])
+			}
+		}
+	}
+	return e
+}
+
+// failure is why the members of a list are suspended.
+func (q *squad) failure() error {
+	e := &FleetError{}
+	for _, m := range q.members {
+		if s := m.suspended.Load(); s != nil {
+			e.add(m, s.cause)
+		}
+	}
+	return e
+}
+
+// EndpointError is why one endpoint could not give a session.
+type EndpointError struct {
+	Endpoint string
+	Err      error
+}
+
+// FleetError says that no endpoint could give a session, and why each could not.
+//
+// It matches what its causes match, leaving aside those of endpoints that work and
+// have no session of the kind asked for ([sessionpool.ErrUnsuitable]) if there are
+// others. It matches [sessionpool.ErrSession] too, unless all causes are the PIN's
+// or all are [sessionpool.ErrUnsupported].
+type FleetError struct {
+	Causes []EndpointError // in the order of the lists
+}
+
+// add notes a cause; an endpoint that is in several lists comes once.
+func (e *FleetError) add(m *member, cause error) {
+	if !slices.ContainsFunc(e.Causes, func(c EndpointError) bool { return c.Endpoint == m.name }) {
+		e.Causes = append(e.Causes, EndpointError{m.name, cause})
+	}
+}
+
+func (e *FleetError) Error() string {
+	var text strings.Builder
+	text.WriteString("no HSM of the balance lists can be used")
+	for _, c := range e.Causes {
+		if said := c.Err.Error(); strings.HasPrefix(said, c.Endpoint) {
+			text.WriteString("; " + said)
+		} else {
+			fmt.Fprintf(&text, "; %s: %s", c.Endpoint, said)
+		}
+	}
+	return text.String()
+}
+
+// Unwrap makes errors.Is and errors.As find the causes.
+func (e *FleetError) Unwrap() []error {
+	all := func(sentinel error) bool {
+		return !slices.ContainsFunc(e.Causes, func(c EndpointError) bool { return !errors.Is(c.Err, sentinel) })
+	}
+	unsuitable := all(sessionpool.ErrUnsuitable)
+	var errs []error
+	for _, c := range e.Causes {
+		if unsuitable || !errors.Is(c.Err, sessionpool.ErrUnsuitable) {
+			errs = append(errs, c.Err)
+		}
+	}
+	if !all(sessionpool.ErrPIN) && !all(sessionpool.ErrUnsupported) {
+		errs = append(errs, sessionpool.ErrSession)
+	}
+	return errs
+}
+
+var errBusy = fmt.Errorf("%w: every session is in use", sessionpool.ErrUnsuitable)
+
+// busy reports whether err says that all sessions are in use, and no more than
+// that.
+func busy(err error) bool {
+	return err != nil && errors.Is(err, sessionpool.ErrUnsuitable) &&
+		!errors.Is(err, sessionpool.ErrSession) && !errors.Is(err, sessionpool.ErrUnsupported)
+}
+
+// ended explains that ctx ended: at its deadline that is a timeout.
+func ended(ctx context.Context, what string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %s: %w", sessionpool.ErrTimeout, what, ctx.Err())
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return fmt.Errorf("%s: %w: %w", what, ctx.Err(), cause)
+	}
+	return fmt.Errorf("%s: %w", what, ctx.Err())
+}

@@ -1,0 +1,164 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+// fleet is what the lists of one moment amount to.
+type fleet struct {
+	source  Lists
+	lists   []*squad
+	current atomic.Int64 // the list in use
+}
+
+// squad is the members of one list.
+type squad struct {
+	path    string
+	members []*member
+	next    atomic.Uint64 // round robin
+}
+
+// members are those of all lists.
+func (f *fleet) members() map[*member]bool {
+	all := map[*member]bool{}
+	for _, q := range f.lists {
+		for _, m := range q.members {
+			all[m] = true
+		}
+	}
+	return all
+}
+
+// acquire asks the members of the current list, then those of the others, then
+// whoever was spared because of a suspension. It does not wait for sessions that
+// are in use: then the error is busy.
+func (f *fleet) acquire(ctx context.Context, b *Balancer, a *attempt) (*sessionpool.Session, error) {
+	a.busy = a.busy[:0]
+	current := f.current.Load()
+	for i := range int64(len(f.lists)) {
+		n := (current + i) % int64(len(f.lists))
+		s, err := f.lists[n].acquire(ctx, a)
+		if s == nil && err == nil {
+			continue // nobody of this list answers
+		}
+		if s != nil && i > 0 && !f.lists[current].alive() {
+			f.use(b, current, n)
+		}
+		return s, err
+	}
+	return f.lastResort(ctx, b, a)
+}
+
+// use makes another list the current one.
+func (f *fleet) use(b *Balancer, current, next int64) {
+	if current != next && f.current.CompareAndSwap(current, next) {
+		b.emit(Event{Kind: ListSwitched, List: f.lists[next].path, Err: f.lists[current].failure()})
+	}
+}
+
+// acquire asks the members of one list in turn. Without session and error the
+// list has nobody that answers.
+func (q *squad) acquire(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
+	for m := range q.inTurn(a) {
+		s, err := m.try(ctx, a)
+		switch {
+		case err == nil:
+			return s, nil
+		case ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed):
+			return nil, err
+		case busy(err):
+			a.busy = append(a.busy, m)
+		case a.spent(err):
+			return nil, err
+		default:
+			a.failed(m, err)
+		}
+	}
+	if len(a.busy) > 0 {
+		return nil, errBusy
+	}
+	return nil, nil
+}
+
+// inTurn yields the members that are up, beginning with the one whose turn it is.
+// Those whose suspension has passed are looked after, in the background.
+func (q *squad) inTurn(a *attempt) func(yield func(*member) bool) {
+	return func(yield func(*member) bool) {
+		up := make([]*member, 0, MaxEndpoints)
+		for _, m := range q.members {
+			switch s := m.suspended.Load(); {
+			case s == nil:
+				up = append(up, m)
+			case !time.Now().Before(s.until):
+				m.visit()
+			}
+		}
+		if len(up) == 0 {
+			return
+		}
+		first := int((q.next.Add(1) - 1) % uint64(len(up)))
+		for i := range up {
+			if m := up[(first+i)%len(up)]; !a.has(m) && !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// alive reports whether a member of the list is not suspended.
+func (q *squad) alive() bool {
+	return slices.ContainsFunc(q.members, func(m *member) bool { return m.suspended.Load() == nil })
+}
+
+// lastResort visits everybody who was spared so far because of a suspension, all
+// at once so that nobody waits for one dead HSM after the other.
+func (f *fleet) lastResort(ctx context.Context, b *Balancer, a *attempt) (*sessionpool.Session, error) {
+	visiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		member *member
+		list   int
+		err    error
+	}
+	answers := make(chan answer, len(f.lists)*MaxEndpoints)
+	visits := map[*member]bool{}
+	for list, q := range f.lists {
+		for _, m := range q.members {
+			if a.has(m) || visits[m] {
+				continue
+			}
+			visits[m] = true
+			v := m.visit()
+			go func() { answers <- answer{m, list, m.waitFor(visiting, v)} }()
+		}
+	}
+	for range visits {
+		got := <-answers
+		var s *sessionpool.Session
+		err := got.err
+		if err == nil || busy(err) {
+			s, err = got.member.take(ctx, a)
+		}
+		switch {
+		case err == nil:
+			f.use(b, f.current.Load(), int64(got.list))
+			return s, nil
+		case ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed), err != got.err && a.spent(err): //nolint:errorlint // what the visit met is not the caller's PIN
+			return nil, err
+		case busy(err):
+			a.busy = append(a.busy, got.member)
+		default:
+			a.failed(got.member, err)
+		}
+	}
+	if len(a.busy) > 0 {
+		return nil, errBusy
+	}
+	return nil, f.failure(a)
+}

@@ -1,0 +1,159 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+// visit is an attempt to open a session on a member, made in the background for
+// all who want to know: to see whether it answers again after a suspension, or to
+// open one more connection. There is one at a time, and nobody has to wait for it
+// who can turn to another HSM.
+type visit struct {
+	done chan struct{}
+	err  error // valid once done is closed
+}
+
+// visit begins a visit, or joins the one that goes on.
+func (m *member) visit() *visit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.visiting == nil {
+		return m.beginVisit()
+	}
+	return m.visiting
+}
+
+// grow begins a visit that opens one more connection. It is nil where there may
+// be no more, or one is being opened.
+func (m *member) grow() *visit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.visiting != nil || !m.room() {
+		return nil
+	}
+	return m.beginVisit()
+}
+
+// room reports whether there may be one more connection. The caller holds mu.
+func (m *member) room() bool {
+	return len(m.ways()) < m.most && !time.Now().Before(m.full)
+}
+
+func (m *member) beginVisit() *visit {
+	v := &visit{done: make(chan struct{})}
+	started := m.listed && m.balancer.tasks.start(func() {
+		was := m.suspended.Load()
+		v.err = m.look(was != nil)
+		if was == nil && v.err != nil && len(m.ways()) > 0 {
+			v.err = m.enough(v.err)
+		}
+		switch {
+		case v.err == nil:
+			m.resume(was)
+		case busy(v.err), errors.Is(v.err, sessionpool.ErrClosed):
+		default:
+			m.suspend(was, v.err)
+		}
+		m.mu.Lock()
+		m.visiting = nil
+		m.mu.Unlock()
+		close(v.done)
+		m.balancer.changed.tell()
+	})
+	if !started {
+		v.err = errRetired
+		close(v.done)
+		return v
+	}
+	m.visiting = v
+	return v
+}
+
+var errRetired = fmt.Errorf("%w: no balance list names the HSM any more", sessionpool.ErrClosed)
+
+// waitFor waits for a visit, as long as one PKCS#11 call may take.
+func (m *member) waitFor(ctx context.Context, v *visit) error {
+	timeout := m.balancer.settings.opTimeout()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-v.done:
+		return v.err
+	case <-ctx.Done():
+		return ended(ctx, "waiting for "+m.name)
+	case <-timer.C:
+		err := fmt.Errorf("%w: %s: no session could be opened within %v", sessionpool.ErrTimeout, m.name, timeout)
+		m.suspend(nil, err)
+		return err
+	}
+}
+
+// maxAbandoned limits the private instances of one HSM's library that were
+// abandoned with calls that hang.
+const maxAbandoned = 4
+
+// look opens a session, which is what a visit is for: after a suspension on a
+// connection that is there, since what the cache holds proves nothing, else on a
+// new one.
+func (m *member) look(suspended bool) error {
+	if suspended {
+		for _, c := range m.ways() {
+			if c.hangs() && m.mayAbandon() {
+				m.abandon(c)
+				continue
+			}
+			if err := c.look(sessionpool.Bypass()); !busy(err) {
+				return err
+			}
+		}
+	}
+	m.mu.Lock()
+	room := m.room()
+	m.mu.Unlock()
+	if !room {
+		return errBusy
+	}
+	c, err := m.connect()
+	if err != nil {
+		return err
+	}
+	err = c.look()
+	switch {
+	case err != nil && len(m.ways()) > 0: // they are enough
+	case !m.add(c):
+		err = errRetired
+	default:
+		return err
+	}
+	_ = m.drain(c) // it was never used
+	return err
+}
+
+// enough takes note that there can be no further connection, for reasons that may
+// be the HSM's limits: those that there are go on. If it is down, they notice.
+func (m *member) enough(cause error) error {
+	if busy(cause) || errors.Is(cause, sessionpool.ErrClosed) {
+		return cause
+	}
+	m.mu.Lock()
+	m.full = time.Now().Add(m.balancer.settings.Suspend)
+	m.mu.Unlock()
+	m.last.Store(&suspension{cause: cause})
+	return errBusy
+}
+
+// mayAbandon reports whether few enough instances hang for one more.
+func (m *member) mayAbandon() bool {
+	hang := 0
+	for _, c := range m.outOfService() {
+		if c.hangs() {
+			hang++
+		}
+	}
+	return hang < maxAbandoned
+}
