@@ -102,8 +102,11 @@ func gone(err error) bool {
 		isCode(err, pkcs11.CKR_SESSION_CLOSED) || isCode(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED))
 }
 
-// rejectsPIN reports whether a login failed because of the PIN itself.
-func rejectsPIN(err error) bool { return classify(err) == pinFault }
+// rejectsPIN reports whether a login failed because the PIN is wrong. A locked
+// user and an expired PIN say nothing about other tokens, or about tomorrow.
+func rejectsPIN(err error) bool {
+	return isCode(err, pkcs11.CKR_PIN_INCORRECT) || isCode(err, pkcs11.CKR_PIN_INVALID) || isCode(err, pkcs11.CKR_PIN_LEN_RANGE)
+}
 
 // isCode reports whether err holds the given return code.
 func isCode(err error, code uint) bool { return errors.Is(err, pkcs11.Error(code)) }
