@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 )
@@ -52,7 +53,7 @@ func readPINFile(path string) ([]byte, error) {
 
 // readPIN asks a source and refuses what must not reach a token.
 func readPIN(ctx context.Context, source PINSource) (string, error) {
-	pin, err := source(ctx)
+	pin, err := ask(ctx, source)
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", waitError(ctx, "reading the PIN")
@@ -63,6 +64,18 @@ func readPIN(ctx context.Context, source PINSource) (string, error) {
 		return "", fail(ErrPIN, nil, "the PIN is empty; it was not sent")
 	}
 	return pin, nil
+}
+
+// ask makes a panic of a source an error: a login is shared, and nobody else's
+// should hang because of it. What was panicked with may hold the PIN.
+func ask(ctx context.Context, source PINSource) (pin string, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			cause, _ := v.(runtime.Error)
+			err = fail(ErrPIN, cause, "the PIN source panicked")
+		}
+	}()
+	return source(ctx)
 }
 
 // digest stands for a PIN where one is remembered. The key is the process's
