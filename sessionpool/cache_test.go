@@ -369,6 +369,35 @@ func TestATokenThatBearsOneSessionNeedsNoAnchor(t *testing.T) {
 	}
 }
 
+func TestALoginThatFailsWithItsOnlySessionRenewsIt(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) {
+		c.Wrap = func(m sessionpool.Module) sessionpool.Module { return h.fault.Wrap(&oneSession{Module: m}) }
+	})
+	pub := makeKey(t, p, "key")
+	s := acquire(t, p)
+	mustSign(t, s, pub, "key")
+	h.fault.LoseLogin()
+	h.fault.Fail("C_Login", 1, pkcs11.CKR_SESSION_HANDLE_INVALID)
+	mustSign(t, s, pub, "key")
+	s.Release()
+	s = acquire(t, p)
+	defer s.Release()
+	mustSign(t, s, pub, "key")
+}
+
+func TestAOneTimePINIsEnoughWhereATokenBearsOneSession(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) {
+		c.Wrap = func(m sessionpool.Module) sessionpool.Module { return &oneSession{Module: h.fault.Wrap(m)} }
+	})
+	s := acquire(t, p, sessionpool.OneTimePIN(testhsm.PIN))
+	defer s.Release()
+	if n := h.fault.Calls("C_Login"); n != 1 {
+		t.Errorf("C_Login was called %d times, want once", n)
+	}
+}
+
 // oneSession is a token that refuses a second session.
 type oneSession struct {
 	sessionpool.Module

@@ -16,8 +16,8 @@ import (
 // while sessions come and go.
 type login struct {
 	done     atomic.Bool // logged in, as far as we know; changed with mu held
+	count    atomic.Uint64 // logins so far: a pool whose PIN was checked in this one is known; changed with mu held
 	mu       sync.Mutex
-	count    uint64 // logins so far: a pool whose PIN was checked in this one is known
 	pin      digest
 	verified bool // the token itself accepted pin
 	anchor   *physical
@@ -76,16 +76,15 @@ func (t *Token) loginLost() {
 // to.
 type pinKey struct{}
 
-// loginDue reports whether a session of the pool needs the PIN first.
-func (t *Token) loginDue(p *Pool) bool {
-	if !t.needsLogin() {
-		return false
-	}
-	l := &t.login
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return !l.done.Load() || p.known.Load() != l.count
+// known reports whether the pool's PIN was found right in the present login.
+func (l *login) known(p *Pool) bool {
+	count := l.count.Load()
+	return count > 0 && p.known.Load() == count
 }
+
+// pinDue reports whether a session of the pool needs the PIN first. A login that
+// there is reason to doubt may still hold.
+func (t *Token) pinDue(p *Pool) bool { return t.needsLogin() && !t.login.known(p) }
 
 // ensureLogin makes sure that the application is logged in, and that the pool's
 // PIN is the right one. on is the caller's own session, or nil: where the token
@@ -99,7 +98,7 @@ func (t *Token) ensureLogin(ctx context.Context, p *Pool, on *physical) error {
 	defer timer.Stop()
 	for {
 		l.mu.Lock()
-		if l.done.Load() && p.known.Load() == l.count || l.single && on == nil {
+		if l.done.Load() && l.known(p) || l.single && on == nil {
 			l.mu.Unlock()
 			return nil
 		}
@@ -137,13 +136,25 @@ func (t *Token) logIn(ctx context.Context, p *Pool, on *physical) error {
 	}
 	l := &t.login
 	l.mu.Lock()
-	done, was, count := l.done.Load(), l.pin, l.count
+	done, was, count := l.done.Load(), l.pin, l.count.Load()
 	l.mu.Unlock()
+	var through *physical
+	var in bool
+	var err error
+	if !done && count > 0 {
+		if through, in, err = t.loginSession(ctx, p, on); err != nil || through == nil {
+			return err
+		}
+		if in && l.known(p) {
+			// Our own login, which we had reason to doubt, still holds.
+			l.confirm()
+			return nil
+		}
+	}
 	if p.once && count > 0 {
 		return fail(ErrPIN, nil, "the session of a one-time PIN was lost; it is not sent again")
 	}
 	pin, read := ctx.Value(pinKey{}).(string)
-	var err error
 	if !read {
 		pin, err = readPIN(ctx, p.pinSource())
 	}
@@ -159,19 +170,17 @@ func (t *Token) logIn(ctx context.Context, p *Pool, on *physical) error {
 		p.known.Store(count)
 		return nil
 	}
-	on, in, err := t.loginSession(ctx, p, on)
-	if err != nil || on == nil {
-		return err
+	if through == nil {
+		if through, in, err = t.loginSession(ctx, p, on); err != nil || through == nil {
+			return err
+		}
 	}
 	if in && count > 0 && d == was {
-		// Our own login, which we had reason to doubt, still holds.
-		l.mu.Lock()
-		l.done.Store(true)
 		p.known.Store(count)
-		l.mu.Unlock()
+		l.confirm()
 		return nil
 	}
-	return t.sendPIN(ctx, p, on, pin, d)
+	return t.sendPIN(ctx, p, through, pin, d)
 }
 
 // loginSession is the session that a login goes through: the anchor, opened if
@@ -192,18 +201,29 @@ func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (sessio
 			t.dropAnchor(p, anchor)
 		}
 	}
-	if single || t.Info().MaxSessions == 1 {
+	if !single && (p.once || t.Info().MaxSessions == 1) {
+		single = true
 		l.mu.Lock()
 		l.single = true
 		l.mu.Unlock()
-		return on, false, nil
 	}
-	anchor, err = t.openPhysical(ctx, p, 0, true)
-	if isCode(err, pkcs11.CKR_SESSION_COUNT) {
-		return on, false, nil
+	if !single {
+		anchor, err = t.openPhysical(ctx, p, 0, true)
+		if err != nil && !isCode(err, pkcs11.CKR_SESSION_COUNT) {
+			return nil, false, err
+		}
+		single = err != nil // for this time
 	}
-	if err != nil {
-		return nil, false, err
+	if single {
+		if on == nil {
+			return nil, false, nil
+		}
+		in, err, left := on.check(ctx, p.cfg.OpTimeout)
+		if err != nil && !left {
+			t.unfit(p, on, err)
+			err = fail(ErrSession, err, "%s: the session was lost before the login", t.name)
+		}
+		return on, in, err
 	}
 	l.mu.Lock()
 	l.anchor = anchor
@@ -214,9 +234,17 @@ func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (sessio
 // errNotJudged is the verdict on a PIN that was not sent.
 var errNotJudged = errors.New("not judged")
 
+// admit waits for a login that tries a PIN on another token, no longer than that
+// may take.
+func (p *Pool) admit(ctx context.Context, d digest) (verdict func(error), err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.OpTimeout, &slowError{p.cfg.OpTimeout})
+	defer cancel()
+	return p.pinGuard().admit(ctx, d)
+}
+
 // sendPIN is the only place that logs a user in.
 func (t *Token) sendPIN(ctx context.Context, p *Pool, on *physical, pin string, d digest) error {
-	verdict, err := p.pinGuard().admit(ctx, d)
+	verdict, err := p.admit(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -239,12 +267,21 @@ func (t *Token) sendPIN(ctx context.Context, p *Pool, on *physical, pin string, 
 		}
 		return t.loginOutcome(p, d, err)
 	}})
-	if err != nil && !left && on.anchor && classify(err) >= sessionBroken {
-		on.open = on.open && !gone(err)
-		t.dropAnchor(p, on)
-		t.suspicion.Add(1)
+	if err != nil && !left && classify(err) >= sessionBroken {
+		t.unfit(p, on, err)
 	}
 	return err
+}
+
+// unfit sorts out a session through which no login went.
+func (t *Token) unfit(p *Pool, on *physical, err error) {
+	on.open = on.open && !gone(err)
+	t.suspicion.Add(1)
+	if on.anchor {
+		t.dropAnchor(p, on)
+	} else {
+		on.broken = true
+	}
 }
 
 // refusePIN asks the token whether a PIN may be sent at all: a wrong one could
@@ -282,6 +319,8 @@ func (t *Token) loginOutcome(p *Pool, d digest, err error) error {
 		// There is no login.
 	case isCode(err, pkcs11.CKR_PIN_LOCKED):
 		return fail(ErrPIN, err, "%s: the user PIN is locked; the security officer has to set a new one", t.name)
+	case isCode(err, pkcs11.CKR_PIN_EXPIRED):
+		return fail(ErrPIN, err, "%s: the user PIN has expired; set a new one", t.name)
 	case rejectsPIN(err):
 		return fail(ErrPIN, err, "%s rejected the PIN (it is not tried again; correct the PIN before the token locks)", t.name)
 	case classify(err).sessionFault():
@@ -292,12 +331,18 @@ func (t *Token) loginOutcome(p *Pool, d digest, err error) error {
 	l.mu.Lock()
 	l.done.Store(true)
 	l.pin, l.verified = d, verified
-	l.count++
-	p.known.Store(l.count)
+	p.known.Store(l.count.Add(1))
 	l.mu.Unlock()
 	t.counts.logins.Add(1)
 	t.emit(Event{Kind: LoggedIn})
 	return nil
+}
+
+// confirm ends a doubt.
+func (l *login) confirm() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.done.Store(true)
 }
 
 // doubt makes the next one who needs the login look whether it still holds.

@@ -110,10 +110,9 @@ func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, anchor, again b
 
 // openFor opens a session for a caller of the pool, logged in if its kind is.
 // A session that is lost while it is opened is no reason to give up. All of it
-// takes no longer than one call may, once the PIN
-// is there.
+// takes no longer than one call may, once the PIN is there.
 func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, error) {
-	if !k.public() && t.loginDue(pool) {
+	if !k.public() && t.pinDue(pool) {
 		// A person may have to type it: that takes as long as it takes.
 		pin, err := readPIN(ctx, pool.pinSource())
 		if err != nil {

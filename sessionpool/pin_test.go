@@ -12,6 +12,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"github.com/hsmkey/hsmkey/internal/fault"
 	"github.com/hsmkey/hsmkey/internal/testhsm"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
@@ -268,4 +269,141 @@ func TestAPersonMayTakeLongToTypeThePIN(t *testing.T) {
 	}()
 	s := acquire(t, p)
 	s.Release()
+}
+
+func TestASecondPoolWithAnotherPINGetsNoCachedSession(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	acquire(t, p).Release()
+	other := h.pool(t, func(c *sessionpool.Config) { c.PIN = sessionpool.StaticPIN(wrongPIN) })
+	if s, err := other.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrPIN) {
+		t.Errorf("got %v, want ErrPIN", err)
+		if err == nil {
+			s.Release()
+		}
+	}
+	if st := p.Stats(); st.Idle != 1 || st.InUse != 0 {
+		t.Errorf("stats %+v, want the session back in the cache", st)
+	}
+	// The same PIN is good for the cached session.
+	same := h.pool(t)
+	acquire(t, same).Release()
+	if st := p.Stats(); st.Reused != 1 || st.Logins != 1 {
+		t.Errorf("stats %+v, want the session reused without another login", st)
+	}
+}
+
+// A PIN is read when a login is due, not when there is only reason to look
+// whether the login still holds.
+func TestAPINThatChangedDoesNotDisturbALoginThatHolds(t *testing.T) {
+	for name, source := range map[string]sessionpool.PINSource{
+		"another PIN":  sessionpool.StaticPIN("tomorrows-pin"),
+		"no PIN":       sessionpool.StaticPIN(""),
+		"no more file": sessionpool.PINFile("/no/such/file"),
+	} {
+		for _, one := range []bool{false, true} {
+			h := newHSM(t)
+			now := sessionpool.StaticPIN(testhsm.PIN)
+			p := h.pool(t, func(c *sessionpool.Config) {
+				c.PIN = func(ctx context.Context) (string, error) { return now(ctx) }
+				if one {
+					c.Wrap = func(m sessionpool.Module) sessionpool.Module { return h.fault.Wrap(&oneSession{Module: m}) }
+				}
+			})
+			pub := makeKey(t, p, "key")
+			s := acquire(t, p)
+			mustSign(t, s, pub, "key")
+			now = source
+			before := h.fault.Calls("C_Login")
+			// It may have been lost, but was not.
+			h.fault.Fail("C_Sign", 1, pkcs11.CKR_USER_NOT_LOGGED_IN)
+			mustSign(t, s, pub, "key")
+			s.Release()
+			if n := h.fault.Calls("C_Login") - before; n != 0 {
+				t.Errorf("%s: C_Login was called %d times, want never", name, n)
+			}
+			closePool(t, p)
+		}
+	}
+}
+
+func TestALoginThatHangsDoesNotHoldThoseOfOtherTokensForEver(t *testing.T) {
+	tok := testhsm.New(t, "a", "b")
+	inject := fault.New()
+	cfg := sessionpool.Config{
+		Module: tok.Module, PIN: sessionpool.StaticPIN(testhsm.PIN), PINGuard: &sessionpool.PINGuard{},
+		Wrap: inject.Wrap, OpTimeout: 300 * time.Millisecond,
+	}
+	pool := func(label string) *sessionpool.Pool {
+		cfg.TokenLabel = label
+		p, err := sessionpool.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closePool(t, p) })
+		return p
+	}
+	a, b := pool("a"), pool("b")
+	s := acquire(t, b)
+	defer s.Release()
+	// From now on nobody knows the PIN that both have.
+	a.SetPIN("new-pin")
+	b.SetPIN("new-pin")
+	inject.LoseLogin()
+	_, release := inject.Hang("C_Login")
+	defer release()
+	if _, err := a.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrTimeout) {
+		t.Errorf("a login that hangs: %v, want ErrTimeout", err)
+	}
+	if err := s.Do(context.Background(), func(m sessionpool.Module, h pkcs11.SessionHandle) error {
+		return m.FindObjectsInit(h, nil)
+	}); !errors.Is(err, sessionpool.ErrTimeout) {
+		t.Errorf("a login that waits for it: %v, want ErrTimeout", err)
+	}
+	if n := inject.Calls("C_Login"); n != 2 {
+		t.Errorf("C_Login was called %d times, want twice: the PIN is being tried", n)
+	}
+	release()
+	until(t, "the orphan is back", func() bool { return a.Stats().Orphans == 0 })
+}
+
+func TestATokenThatIsLockedSaysNothingAboutThePINOfOthers(t *testing.T) {
+	for _, code := range []uint{pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_EXPIRED} {
+		t.Run(pkcs11.Error(code).Error(), func(t *testing.T) {
+			tok := testhsm.New(t, "a", "b")
+			inject := fault.New()
+			guard := &sessionpool.PINGuard{}
+			pool := func(label string) *sessionpool.Pool {
+				p, err := sessionpool.New(sessionpool.Config{
+					Module: tok.Module, TokenLabel: label, PIN: sessionpool.StaticPIN(testhsm.PIN), PINGuard: guard, Wrap: inject.Wrap,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { closePool(t, p) })
+				return p
+			}
+			locked, sound := pool("a"), pool("b")
+			inject.Fail("C_Login", 1, code)
+			if _, err := locked.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrPIN) {
+				t.Errorf("got %v, want ErrPIN", err)
+			}
+			acquire(t, sound).Release()
+		})
+	}
+}
+
+func TestAPINSourceThatPanicsLeavesNothingBehind(t *testing.T) {
+	h := newHSM(t)
+	secret := "in-the-panic-55"
+	source := func(context.Context) (string, error) { panic(secret) }
+	p := h.pool(t, func(c *sessionpool.Config) {
+		c.PIN = func(ctx context.Context) (string, error) { return source(ctx) }
+	})
+	_, err := p.Acquire(context.Background())
+	if !errors.Is(err, sessionpool.ErrPIN) || strings.Contains(err.Error(), secret) {
+		t.Errorf("got %v, want ErrPIN without what was panicked with", err)
+	}
+	source = func(context.Context) (string, error) { return testhsm.PIN, nil }
+	acquire(t, p).Release()
 }

@@ -176,6 +176,15 @@ func (p *Pool) vet(ctx context.Context, ph *physical) (*physical, error) {
 			t.loginLost() // Do logs in again
 		}
 	}
+	if !ph.kind.public() && t.login.done.Load() && !t.login.known(p) {
+		// Another pool logged in.
+		if err := t.ensureLogin(ctx, p, ph); err != nil {
+			if !ph.orphaned() {
+				t.cache.put(ph)
+			}
+			return nil, err
+		}
+	}
 	return ph, nil
 }
 

@@ -100,6 +100,13 @@ func (s *Session) ready(ctx context.Context) error {
 	if s.lost {
 		return fail(ErrSession, nil, "%s: this session is lost; take another one", t.name)
 	}
+	if !p.broken && !p.kind.public() && !t.login.done.Load() && !t.outdated(p) {
+		err := t.ensureLogin(ctx, s.pool, p)
+		s.lost = p.orphaned()
+		if s.lost || err != nil && !p.broken {
+			return err
+		}
+	}
 	if p.broken || t.outdated(p) {
 		if s.pool.once {
 			return fail(ErrSession, nil, "%s: the session of a one-time PIN was lost", t.name)
@@ -118,11 +125,6 @@ func (s *Session) ready(ctx context.Context) error {
 		fresh.bypass, fresh.place, fresh.resets = bypass, true, t.resets.Load()
 		s.physical = fresh
 		return nil
-	}
-	if !p.kind.public() && !t.login.done.Load() {
-		err := t.ensureLogin(ctx, s.pool, p)
-		s.lost = p.orphaned()
-		return err
 	}
 	return nil
 }
