@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/hsmkey/hsmkey"
+	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/internal/softhsm"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
@@ -84,7 +85,7 @@ func (a *app) changeHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 	if err != nil {
 		return err
 	}
-	if config.Pool.OpTimeout == 0 {
+	if config.Pool.OpTimeout == 0 && config.Balance.Lists == "" { // over lists nothing is generated
 		config.Pool.OpTimeout = generationTimeout
 	}
 	return a.with(ctx, config, closePatient, fn)
@@ -92,6 +93,9 @@ func (a *app) changeHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 
 func (a *app) with(ctx context.Context, config hsmkey.Config, patience time.Duration, fn func(*hsmkey.HSM) error) error {
 	h, err := hsmkey.Open(ctx, config)
+	if errors.Is(err, hsmkey.ErrConfig) && config.Balance.Lists != "" {
+		return withHint(err, "a list has one endpoint a line, `ADDRESS PORT` or a PKCS#11 URI; see docs/load-balancing.md")
+	}
 	if errors.Is(err, hsmkey.ErrConfig) {
 		return withHint(err, "name the HSM with --module and --token, or make a token for development with `hsmkey init`")
 	}
@@ -142,7 +146,8 @@ func (a *app) config() (hsmkey.Config, error) {
 	switch verbose := os.Getenv(envVerbose); verbose {
 	case "1":
 		options := &slog.HandlerOptions{Level: slog.LevelDebug}
-		config.Pool.OnEvent = sessionpool.LogEvents(slog.New(slog.NewTextHandler(lineWriter{a.stderr}, options)))
+		logger := slog.New(slog.NewTextHandler(lineWriter{a.stderr}, options))
+		config.Pool.OnEvent, config.Balance.OnEvent = sessionpool.LogEvents(logger), balance.LogEvents(logger)
 	case "", "0":
 	default:
 		return hsmkey.Config{}, fmt.Errorf("%w: %s is %q, want 0 or 1", hsmkey.ErrConfig, envVerbose, verbose)

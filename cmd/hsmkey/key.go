@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hsmkey/hsmkey"
@@ -22,6 +24,24 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyDeleteCommand(),
 	)
 	return cmd
+}
+
+// tellOutcomes tells what was done on which endpoint of the balance lists. What
+// failed there, err says.
+func (a *app) tellOutcomes(results []hsmkey.EndpointResult, err error) error {
+	for _, r := range results {
+		if r.Err == nil {
+			a.note("%s: %s", r.Endpoint, r.Outcome)
+		}
+	}
+	switch {
+	case len(results) == 0 || errors.Is(err, hsmkey.ErrPIN):
+	case errors.Is(err, hsmkey.ErrSession), errors.Is(err, hsmkey.ErrTimeout):
+		return withHint(err, "run it again when every endpoint is up: what is done stays done. `hsmkey doctor` shows which are")
+	case errors.Is(err, hsmkey.ErrExists), errors.Is(err, hsmkey.ErrAmbiguous):
+		return withHint(err, "a balance list of one endpoint alone reaches the key there, such as to delete it; `hsmkey doctor` shows which have which")
+	}
+	return err
 }
 
 // describeKey is what is said of a new key: its public JWK, or for an HMAC key,

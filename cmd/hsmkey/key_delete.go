@@ -19,7 +19,11 @@ func (a *app) keyDeleteCommand() *cobra.Command {
 		Use:   "delete LABEL",
 		Short: "Delete a key from the HSM for ever",
 		Long: `Deletes a key and its public key from the HSM. There is no way back. It asks
-before that on a terminal; elsewhere it wants --yes.`,
+before that on a terminal; elsewhere it wants --yes.
+
+With a balance list the key is deleted on every endpoint. One that lacks it is
+fine, if another had it: after a failure on some endpoints, run it again. Where
+endpoints have different keys of this name, nothing is deleted.`,
 		Example: `  hsmkey key generate my-old-key --type ec:P-256
   hsmkey key delete my-old-key --yes`,
 		Args: cobra.MaximumNArgs(1),
@@ -43,7 +47,8 @@ before that on a terminal; elsewhere it wants --yes.`,
 						return err
 					}
 				}
-				return h.Delete(cmd.Context(), query)
+				results, err := h.DeleteEach(cmd.Context(), query)
+				return a.tellOutcomes(results, err)
 			})
 			if err != nil {
 				return err
@@ -68,7 +73,11 @@ func (a *app) confirmDeletion(ctx context.Context, h *hsmkey.HSM, query hsmkey.Q
 	case !errors.Is(err, hsmkey.ErrUnsupported):
 		return err
 	}
-	fmt.Fprintf(a.stderr, "Delete the key with %s for ever? [y/N] ", plain(what))
+	where := ""
+	if h.Balancer() != nil {
+		where = " on every HSM of the balance lists"
+	}
+	fmt.Fprintf(a.stderr, "Delete the key with %s%s for ever? [y/N] ", plain(what), where)
 	answered := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(a.stdin).ReadString('\n') // no answer is no

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,8 @@ func (a *app) keyGenerateCommand() *cobra.Command {
 		Use:   "generate LABEL --type TYPE",
 		Short: "Generate a key on the HSM and print its public JWK",
 		Long: `Generates a key on the HSM, which its private half or secret never leaves, and
-prints the public JWK. A label that is taken is refused.
+prints the public JWK. A label that is taken is refused. With a balance list
+nothing is generated: it would be on one HSM of many.
 
 Types: ` + strings.Join(types, ", ") + `.`,
 		Example: `  hsmkey key generate my-ec --type ec:P-256
@@ -47,6 +49,9 @@ Types: ` + strings.Join(types, ", ") + `.`,
 				made, err = describeKey(key)
 				return err
 			})
+			if errors.Is(err, hsmkey.ErrUnsupported) && os.Getenv(envBalanceList) != "" {
+				return withHint(err, "generate it elsewhere and `hsmkey key import` it, or generate it on one HSM without the list and replicate it by the vendor's backup")
+			}
 			if errors.Is(err, hsmkey.ErrUnsupported) {
 				return withHint(err, "the token may make keys of another --type: %s", strings.Join(types, ", "))
 			}

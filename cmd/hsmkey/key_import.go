@@ -18,7 +18,10 @@ func (a *app) keyImportCommand() *cobra.Command {
 		Short: "Put a private key onto the HSM and print its public JWK",
 		Long: `Puts a private key from a PEM file in PKCS#8 (as openssl genpkey writes it) onto
 the HSM, where it cannot be read any more, and prints the public JWK. The file
-stays: once the key is on the HSM, destroy it. A label that is taken is refused.`,
+stays: once the key is on the HSM, destroy it. A label that is taken is refused.
+
+With a balance list the key goes to every endpoint. One that has this very key
+already is left as it is: after a failure on some endpoints, run it again.`,
 		Example: `  openssl genpkey -algorithm ED25519 -out imported.pem
   hsmkey key import my-import --in imported.pem
   openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 | hsmkey key import my-import-2 --in -`,
@@ -41,8 +44,8 @@ stays: once the key is on the HSM, destroy it. A label that is taken is refused.
 			}
 			var made any
 			err = a.changeHSM(cmd.Context(), func(h *hsmkey.HSM) error {
-				key, err := h.Import(cmd.Context(), args[0], private, id)
-				if err != nil {
+				key, results, err := h.ImportEach(cmd.Context(), args[0], private, id)
+				if err := a.tellOutcomes(results, err); err != nil {
 					return err
 				}
 				made, err = describeKey(key)

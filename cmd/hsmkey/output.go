@@ -3,7 +3,8 @@ package main
 // The rules of output:
 //
 //   - Standard output is for data: what another program reads. It is written when
-//     the command has succeeded; after a failure it is empty.
+//     the command has succeeded; after a failure it is empty, but for the report of
+//     doctor, which is about failures.
 //   - Everything else goes to standard error: what was done, warnings, questions,
 //     logs.
 //   - A failure is one line that begins with "hsmkey: ", and where there is

@@ -90,6 +90,7 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 		a.verifyCommand(),
 		a.jwkCommand(),
 		a.jwksCommand(),
+		a.doctorCommand(),
 		a.completionCommand(),
 		a.versionCommand(),
 	)
