@@ -2,6 +2,7 @@ package sessionpool
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -226,7 +227,11 @@ func (l *library) settle(timeout time.Duration) {
 // initialise calls C_Initialize, and adopts a library that somebody else in
 // the process has initialised.
 func (l *library) initialise() error {
-	restore, err := withEnv(l.env)
+	env := l.env
+	if filepath.Base(l.path) == "p11-kit-client.so" {
+		env = nil // it was read with the load: an HSM that hangs now keeps no other one waiting for the environment
+	}
+	restore, err := withEnv(env)
 	if err != nil {
 		return err
 	}
