@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -48,6 +49,8 @@ type material struct {
 	// worked remembers which way a token signs. The map is never written to, but
 	// replaced.
 	worked atomic.Pointer[map[choice]int]
+
+	leftOut leftOut
 }
 
 // String names the key for errors.
@@ -161,10 +164,16 @@ func (k *HSMJWK) context() context.Context {
 }
 
 // withSession runs fn in the session that the key is pinned to, or in sessions
-// of its source until one carries it through.
-func (k *HSMJWK) withSession(ctx context.Context, fn func(*sessionpool.Session) error) error {
+// of its source until one carries it through. HSMs that are left out for the
+// scheme are asked only where there is no other.
+func (k *HSMJWK) withSession(ctx context.Context, scheme schemeID, fn func(*sessionpool.Session) error) error {
 	if k.pinned != nil {
 		return fn(k.pinned)
 	}
-	return sessionpool.Retry(ctx, k.source, fn)
+	avoid := k.material.leftOut.avoid(scheme)
+	err := sessionpool.Retry(ctx, k.source, fn, avoid...)
+	if len(avoid) > 0 && errors.Is(err, sessionpool.ErrUnsuitable) {
+		err = sessionpool.Retry(ctx, k.source, fn)
+	}
+	return err
 }

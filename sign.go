@@ -133,7 +133,7 @@ func (j *signing) data(w *way) []byte {
 func (k *HSMJWK) sign(ctx context.Context, j *signing) ([]byte, error) {
 	var signature []byte
 	p := plan{scheme: j.scheme}
-	err := k.withSession(ctx, func(s *sessionpool.Session) (err error) {
+	err := k.withSession(ctx, j.scheme.id, func(s *sessionpool.Session) (err error) {
 		signature, err = k.signOn(ctx, s, j, &p)
 		return err
 	})
@@ -154,6 +154,9 @@ func (k *HSMJWK) signOn(ctx context.Context, s *sessionpool.Session, j *signing,
 	for {
 		i := p.next(worked, j.message != nil)
 		if i < 0 {
+			if j.message != nil { // nothing more could be tried
+				k.material.leftOut.note(s, j.scheme.id)
+			}
 			return nil, sessionpool.Elsewhere(p.unsupported(j.message != nil))
 		}
 		signature, err := k.signBy(ctx, s, j, &j.scheme.ways[i])
@@ -182,6 +185,7 @@ func (k *HSMJWK) signBy(ctx context.Context, s *sessionpool.Session, j *signing,
 	}
 	var u *unlocated
 	if errors.As(err, &u) && !errors.Is(err, ErrSession) {
+		k.material.leftOut.note(s, schemeID{})
 		return nil, sessionpool.Elsewhere(u.cause)
 	}
 	return nil, err

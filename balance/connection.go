@@ -2,6 +2,7 @@ package balance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -54,10 +55,8 @@ func (m *member) connect() (*connection, error) {
 	c.private = cfg.Private
 	pool, err := sessionpool.New(cfg)
 	if err != nil {
+		err = c.explain(err)
 		if c.bridge != nil {
-			if last := c.bridge.Stats().LastError; last != nil {
-				err = fmt.Errorf("%w (%w)", err, last)
-			}
 			m.keepBridge(c.bridge)
 		}
 		return nil, err
@@ -81,7 +80,8 @@ func (m *member) takeBridge() (*bridge.Bridge, error) {
 	s := m.balancer.settings
 	return bridge.Start(context.Background(), bridge.Config{
 		Address: net.JoinHostPort(m.endpoint.Host, strconv.Itoa(int(m.endpoint.Port))),
-		TLS:     s.tls, Plaintext: s.Plaintext, DialTimeout: s.opTimeout(),
+		TLS:     s.tls, Plaintext: s.Plaintext,
+		DialTimeout: s.opTimeout() * 3 / 4, // so that it can say why before nobody waits any more
 	})
 }
 
@@ -103,6 +103,17 @@ func (c *connection) look(opts ...sessionpool.Option) error {
 	s, err := c.pool.Acquire(context.Background(), append(opts, sessionpool.NoWait())...)
 	if err == nil {
 		s.Release()
+	}
+	return c.explain(err)
+}
+
+// explain adds what happened on the network, of which PKCS#11 says nothing.
+func (c *connection) explain(err error) error {
+	if err == nil || c.bridge == nil || errors.Is(err, sessionpool.ErrUnsuitable) {
+		return err
+	}
+	if last := c.bridge.Stats().LastError; last != nil {
+		return fmt.Errorf("%w (%w)", err, last)
 	}
 	return err
 }

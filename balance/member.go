@@ -35,9 +35,9 @@ type member struct {
 	mu       sync.Mutex
 	listed   bool
 	visiting *visit
-	full     time.Time // until then the HSM bears no more connections
+	full     time.Time            // until then the HSM bears no more connections
 	draining map[*connection]bool // out of service; true: closed, but calls hang
-	bridges  []*bridge.Bridge // without connection, for the next one
+	bridges  []*bridge.Bridge     // without connection, for the next one
 	closed   bool
 }
 
@@ -115,6 +115,7 @@ func (m *member) take(ctx context.Context, a *attempt) (*sessionpool.Session, er
 		case tooMany(err):
 			full = err
 		default:
+			err = c.explain(err)
 			m.judge(ctx, a, err)
 			return nil, err
 		}
@@ -150,7 +151,7 @@ func (m *member) notice(c *connection, e sessionpool.Event) {
 			c.bridge.Disconnect() // the call comes back, and is forgotten
 		}
 	case sessionpool.HSMDown:
-		m.suspend(nil, e.Err)
+		m.suspend(nil, c.explain(e.Err))
 	case sessionpool.LeftOut:
 		m.leftOut.Add(1)
 		m.balancer.emit(Event{Kind: LeftOut, Endpoint: m.name, Err: e.Err})

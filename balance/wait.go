@@ -50,7 +50,7 @@ func (b *Balancer) await(ctx context.Context, changed <-chan struct{}, a *attemp
 		for _, c := range m.ways() {
 			b.tasks.start(func() {
 				s, err := c.pool.Acquire(ctx, opts...)
-				if m.judge(ctx, a, err); err != nil && (busy(err) || errors.Is(err, sessionpool.ErrClosed)) {
+				if m.judge(ctx, a, c.explain(err)); err != nil && (busy(err) || errors.Is(err, sessionpool.ErrClosed)) {
 					return
 				}
 				select {

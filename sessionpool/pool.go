@@ -77,7 +77,7 @@ func (p *Pool) Acquire(ctx context.Context, opts ...Option) (*Session, error) {
 	case r.has(optEncrypted) && p.cfg.Plaintext:
 		return nil, fail(ErrUnsupported, ErrUnsuitable, "%s: the way to this HSM is not encrypted", p.token.name)
 	case slices.ContainsFunc(r.avoid, p.token.sameHSM):
-		return nil, fail(ErrSession, ErrUnsuitable, "%s: there is no other HSM to turn to", p.token.name)
+		return nil, fail(ErrSession, ErrUnsuitable, "%s: it was asked before, or is left out", p.token.name)
 	}
 	if err := p.entered(); err != nil {
 		return nil, err
