@@ -154,7 +154,7 @@ func printEndpoints(out io.Writer, endpoints []*doctor.Endpoint) error {
 			sessions = fmt.Sprint(e.Sessions)
 		}
 		t.row(e.Name, string(e.Status), string(e.Transport), e.Token, string(e.Login), string(e.Key),
-			e.RoundTrip.String(), e.Signature.String(), sessions, doctor.Compact(e.Algorithms))
+			e.RoundTrip.String(), e.Signature.String(), sessions, strings.ReplaceAll(doctor.Compact(e.Algorithms), "256/384/512", "*"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -163,10 +163,10 @@ func printEndpoints(out io.Writer, endpoints []*doctor.Endpoint) error {
 		if e.Status == doctor.OK {
 			continue
 		}
-		fmt.Fprintf(out, "\n%s\n", plain(e.Name))
+		fmt.Fprintf(out, "\n%s:\n", plain(e.Name))
 		for _, c := range e.Checks {
 			if c.Status != doctor.OK {
-				t.row("  "+c.Name, string(c.Status), c.Detail)
+				t.row(c.Name, string(c.Status), c.Detail)
 				t.hint(3, c.Hint)
 			}
 		}

@@ -41,7 +41,7 @@ func (x *examination) examine(ctx context.Context, e *Endpoint, source sessionpo
 	found := (*checks)(&e.Checks)
 	token, err := describe(ctx, source)
 	if err != nil {
-		found.fail("connection", unreachable(e, err), connectionHint(e.Transport, err))
+		found.unusable("connection", e, err)
 		return
 	}
 	e.Name = cmp.Or(e.Name, token.on.Name())
@@ -63,6 +63,15 @@ func (x *examination) examine(ctx context.Context, e *Endpoint, source sessionpo
 	} else {
 		x.listKeys(ctx, e, source)
 	}
+}
+
+// unusable is the failure of getting a session.
+func (c *checks) unusable(name string, e *Endpoint, err error) {
+	if errors.Is(err, hsmkey.ErrPIN) {
+		c.fail("login", err, "the PIN is taken from --pin-file, HSM_PIN_FILE, HSM_PIN, a URI or a prompt; a wrong one is sent once")
+		return
+	}
+	c.fail(name, unreachable(e, err), connectionHint(e.Transport, err))
 }
 
 // unreachable makes sure that an HSM at an address which does not answer counts
@@ -175,12 +184,8 @@ func (x *examination) logIn(ctx context.Context, e *Endpoint, source sessionpool
 	const name = "login"
 	found := (*checks)(&e.Checks)
 	s, err := source.Acquire(ctx)
-	if errors.Is(err, hsmkey.ErrPIN) {
-		found.fail(name, err, "the PIN is taken from --pin-file, HSM_PIN_FILE, HSM_PIN, the URI or a prompt; a wrong one is sent once")
-		return false
-	}
 	if err != nil {
-		found.fail(name, unreachable(e, err), connectionHint(e.Transport, err))
+		found.unusable(name, e, err)
 		return false
 	}
 	defer s.Release()
