@@ -162,6 +162,10 @@ func (s *Signer) Algorithm() hsmkey.Algorithm { return s.alg }
 // KeyID returns the "kid" of the signer's tokens, empty if they have none.
 func (s *Signer) KeyID() string { return s.keyID }
 
+// EncodedHeader returns the protected header as it stands in every token of the
+// signer, in base64url: what is before the first dot.
+func (s *Signer) EncodedHeader() string { return string(s.prefix[:len(s.prefix)-1]) }
+
 // Jose returns the signer for go-jose's own API, [jwt.Signed] and the rest. Its
 // Sign has no context: Config.OpTimeout bounds what it waits for.
 //

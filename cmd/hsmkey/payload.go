@@ -62,23 +62,43 @@ func (a *app) readClaims(f *payloadFlags) ([]byte, error) {
 	return []byte(f.claims), nil
 }
 
-// addTimes adds the claims iat and exp (RFC 7519 sections 4.1.6 and 4.1.4) to a
-// JSON object, and leaves the rest of it as it is, to the last digit.
+// addTimes adds the claims iat and exp (RFC 7519 sections 4.1.6 and 4.1.4).
 func addTimes(claims []byte, now time.Time, expiresIn time.Duration) ([]byte, error) {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(claims, &members); err != nil {
+	return addMembers(claims, []member{
+		{"iat", fmt.Append(nil, now.Unix())},
+		{"exp", fmt.Append(nil, now.Add(expiresIn).Unix())},
+	})
+}
+
+// member is a member of a JSON object.
+type member struct {
+	name  string
+	value []byte
+}
+
+// addMembers adds members to the end of a JSON object, and leaves the rest of it
+// as it is, to the last digit.
+func addMembers(object []byte, add []member) ([]byte, error) {
+	var there map[string]json.RawMessage
+	if err := json.Unmarshal(object, &there); err != nil {
 		return nil, fmt.Errorf("%w: %w", jws.ErrClaims, err)
 	}
-	for _, name := range []string{"exp", "iat"} {
-		if _, there := members[name]; there {
-			return nil, withHint(fmt.Errorf("%w: they have %q already, which --expires-in adds", jws.ErrClaims, name), "leave out one of the two")
+	for _, m := range add {
+		if _, is := there[m.name]; is {
+			flag := "--expires-in"
+			if m.name == "jti" {
+				flag = "--jti"
+			}
+			return nil, withHint(fmt.Errorf("%w: they have %q already, which %s adds", jws.ErrClaims, m.name, flag), "leave out one of the two")
 		}
 	}
-	open := bytes.TrimRight(claims, " \t\r\n")
-	open = bytes.TrimRight(open[:len(open)-1], " \t\r\n")
-	comma := ","
-	if len(members) == 0 {
-		comma = ""
+	end := bytes.LastIndexByte(object, '}')
+	out := append(make([]byte, 0, len(object)+128), bytes.TrimRight(object[:end], " \t\r\n")...)
+	for i, m := range add {
+		if i > 0 || len(there) > 0 {
+			out = append(out, ',')
+		}
+		out = fmt.Appendf(out, "%q:%s", m.name, m.value)
 	}
-	return fmt.Appendf(bytes.Clone(open), `%s"iat":%d,"exp":%d}`, comma, now.Unix(), now.Add(expiresIn).Unix()), nil
+	return append(out, '}'), nil
 }
