@@ -42,8 +42,20 @@ func (a *attempt) spent(err error) bool {
 func (a *attempt) has(m *member) bool { return slices.Contains(a.tried, m) }
 
 func (a *attempt) failed(m *member, err error) {
+	if i := slices.Index(a.tried, m); i >= 0 {
+		a.cause[i] = err
+		return
+	}
 	a.tried = append(a.tried, m)
 	a.cause = append(a.cause, err)
+}
+
+// passing reports whether what a member failed with may be over already. One that
+// took all the time there is is not waited for twice.
+func (a *attempt) passing(m *member) bool {
+	err := a.cause[slices.Index(a.tried, m)]
+	return errors.Is(err, sessionpool.ErrSession) && !errors.Is(err, sessionpool.ErrTimeout) &&
+		!errors.Is(err, sessionpool.ErrPIN) && !errors.Is(err, sessionpool.ErrUnsuitable)
 }
 
 // forget begins anew, with other lists.

@@ -116,8 +116,8 @@ func (q *squad) alive() bool {
 	return slices.ContainsFunc(q.members, func(m *member) bool { return m.suspended.Load() == nil })
 }
 
-// lastResort visits everybody who was spared so far because of a suspension, all
-// at once so that nobody waits for one dead HSM after the other.
+// lastResort visits everybody once more, suspended or not, all at once so that
+// nobody waits for one dead HSM after the other.
 func (f *fleet) lastResort(ctx context.Context, b *Balancer, a *attempt) (*sessionpool.Session, error) {
 	visiting, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -130,7 +130,7 @@ func (f *fleet) lastResort(ctx context.Context, b *Balancer, a *attempt) (*sessi
 	visits := map[*member]bool{}
 	for list, q := range f.lists {
 		for _, m := range q.members {
-			if a.has(m) || visits[m] {
+			if visits[m] || a.has(m) && !a.passing(m) {
 				continue
 			}
 			visits[m] = true

@@ -200,13 +200,13 @@ func (m *member) strip() []*connection {
 // drain closes a connection that is out of service, as soon as it is not used.
 func (m *member) drain(c *connection) error {
 	err := c.close(m.balancer.settings.opTimeout())
+	if c.bridge != nil {
+		m.keepBridge(c.bridge)
+	}
 	m.mu.Lock()
 	m.draining[c] = true
 	m.mu.Unlock()
 	m.outOfService()
-	if c.bridge != nil {
-		m.keepBridge(c.bridge)
-	}
 	return err
 }
 

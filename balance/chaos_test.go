@@ -1,0 +1,364 @@
+package balance_test
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hsmkey/hsmkey"
+	"github.com/hsmkey/hsmkey/balance"
+	"github.com/hsmkey/hsmkey/internal/testhsm"
+)
+
+// These tests kill, stop and cut off HSMs while eight goroutines sign as fast as
+// they can, and look whether anybody notices. HSMKEY_CHAOS=long does it again and
+// again.
+
+const (
+	chaosOpTimeout = 2 * time.Second
+	chaosSuspend   = time.Second
+	chaosSigners   = 8
+)
+
+// rounds is how often a test does its worst.
+func rounds(short, long int) int {
+	if os.Getenv("HSMKEY_CHAOS") == "long" {
+		return long
+	}
+	return short
+}
+
+// chaos is a fleet under load: three HSMs in an active list, two in a passive one.
+type chaos struct {
+	t *testing.T
+	*balance.Balancer
+	key             *hsmkey.HSMJWK
+	servers         []*testhsm.Server
+	active, passive string
+
+	stop    context.CancelFunc
+	signers sync.WaitGroup
+	signed  atomic.Int64
+	longest atomic.Int64 // nanoseconds
+	failed  atomic.Int64
+}
+
+// newChaos makes the fleet and puts it under load; it ends with the test, which
+// fails if a signature failed, was wrong, or took too long.
+func newChaos(t *testing.T, change ...func(*setup)) *chaos {
+	servers, active := serve(t, 0, 2)
+	others, passive := serve(t, 3, 4)
+	return startChaos(t, append(servers, others...), list(t, active), list(t, passive), change...)
+}
+
+func startChaos(t *testing.T, servers []*testhsm.Server, active, passive string, change ...func(*setup)) *chaos {
+	t.Helper()
+	s := remote(paths(active, passive))
+	s.Suspend, s.Pool.OpTimeout = chaosSuspend, chaosOpTimeout
+	for _, c := range change {
+		c(s)
+	}
+	c := &chaos{t: t, Balancer: s.open(t), servers: servers, active: active, passive: passive}
+	c.key = find(t, c, "key")
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	for n := range chaosSigners {
+		c.signers.Go(func() { c.sign(ctx, n) })
+	}
+	t.Cleanup(c.end)
+	c.more()
+	return c
+}
+
+func (c *chaos) sign(ctx context.Context, signer int) {
+	for i := 0; ctx.Err() == nil; i++ {
+		input := fmt.Appendf(nil, "signer-%d.signature-%d", signer, i)
+		began := time.Now()
+		err := sign(context.Background(), c.key, &shared.key.PublicKey, input)
+		took := int64(time.Since(began))
+		for old := c.longest.Load(); took > old && !c.longest.CompareAndSwap(old, took); old = c.longest.Load() {
+		}
+		if err != nil {
+			if c.failed.Add(1) < 5 {
+				c.t.Errorf("after %v: %v", time.Duration(took), err)
+			}
+		}
+		c.signed.Add(1)
+	}
+}
+
+func (c *chaos) end() {
+	c.stop()
+	c.signers.Wait()
+	longest := time.Duration(c.longest.Load()).Round(time.Millisecond)
+	c.t.Logf("%d signatures, %d failed, the longest took %v", c.signed.Load(), c.failed.Load(), longest)
+	if most := chaosOpTimeout + time.Second; longest > most {
+		c.t.Errorf("a caller waited %v, want %v at most", longest, most)
+	}
+}
+
+// more waits for a good many signatures.
+func (c *chaos) more() {
+	c.t.Helper()
+	want := c.signed.Load() + 50*chaosSigners
+	until(c.t, "signing goes on", func() bool { return c.signed.Load() >= want || c.t.Failed() })
+}
+
+func (c *chaos) state(s *testhsm.Server) balance.EndpointStats {
+	return stats(c.t, c.Balancer, s.Address)
+}
+
+func (c *chaos) suspended(s *testhsm.Server) {
+	c.t.Helper()
+	until(c.t, s.Address+" is suspended", func() bool { return c.state(s).State != balance.Up })
+}
+
+// used waits until sessions of a server are in use.
+func (c *chaos) used(s *testhsm.Server) {
+	c.t.Helper()
+	until(c.t, s.Address+" is used again", func() bool {
+		e := c.state(s)
+		return e.State == balance.Up && e.InUse > 0
+	})
+}
+
+func (c *chaos) inUse(path string) {
+	c.t.Helper()
+	until(c.t, path+" is in use", func() bool { return current(c.t, c.Balancer) == path })
+}
+
+func TestChaosKillOne(t *testing.T) {
+	c := newChaos(t)
+	for n := range rounds(2, 30) {
+		victim := c.servers[n%3]
+		c.used(victim)
+		victim.Kill()
+		c.suspended(victim)
+		c.more()
+		victim.Restart()
+		c.used(victim)
+		c.more()
+	}
+	c.inUse(c.active)
+}
+
+func TestChaosKillTheActiveList(t *testing.T) {
+	c := newChaos(t)
+	lists := []string{c.active, c.passive}
+	members := [][]*testhsm.Server{c.servers[:3], c.servers[3:]}
+	for n := range rounds(2, 20) {
+		for _, s := range members[n%2] {
+			s.Kill()
+		}
+		c.inUse(lists[(n+1)%2])
+		c.more()
+		for _, s := range members[n%2] {
+			s.Restart()
+		}
+		c.more()
+		// Who came back waits until the others fail in turn.
+		c.inUse(lists[(n+1)%2])
+		for _, s := range members[(n+1)%2] {
+			c.used(s)
+		}
+	}
+}
+
+func TestChaosStopOne(t *testing.T) {
+	c := newChaos(t)
+	for n := range rounds(1, 10) {
+		victim := c.servers[n%3]
+		c.used(victim)
+		failures := c.state(victim).Failures
+		victim.Stop()
+		c.suspended(victim)
+		c.more()
+		until(t, "it was visited in vain", func() bool { return c.state(victim).Failures >= failures+2 })
+		victim.Continue()
+		c.used(victim)
+		c.more()
+	}
+	for _, s := range c.servers[:3] {
+		until(t, "no call hangs", func() bool { return c.state(s).Orphans == 0 })
+	}
+}
+
+func TestChaosCutConnections(t *testing.T) {
+	servers, content := serve(t, 0, 2)
+	others, passive := serve(t, 3, 4)
+	p := newProxy(t, "127.0.0.7:0", servers[0].Address)
+	content = strings.Replace(content, address(t, servers[0]), p.line(t), 1)
+	c := startChaos(t, append(servers, others...), list(t, content), list(t, passive))
+	for range rounds(5, 100) {
+		until(t, "connections are in use", func() bool { return stats(t, c.Balancer, p.address()).InUse > 0 })
+		if p.reset() == 0 {
+			t.Fatal("there was nothing to reset")
+		}
+		c.more()
+	}
+	until(t, "it is used again", func() bool {
+		e := stats(t, c.Balancer, p.address())
+		return e.State == balance.Up && e.InUse > 0
+	})
+	c.inUse(c.active)
+}
+
+func TestChaosRewriteTheList(t *testing.T) {
+	events := newRecorder()
+	c := newChaos(t, func(s *setup) {
+		s.Refresh = time.Millisecond
+		s.OnEvent = events.record
+	})
+	lines := make([]string, len(c.servers))
+	for i, s := range c.servers {
+		lines[i] = address(t, s)
+	}
+	// Each of them differs from the one before.
+	lists := []string{
+		lines[0] + lines[1] + lines[2], lines[2] + lines[0], lines[1], lines[3] + lines[4], lines[0] + lines[1] + lines[2] + lines[3],
+	}
+	garbage := []string{"", "127.0.0.2:4433\n", lines[0] + "\x00", lines[0] + lines[0], "10.0.0.1 4433\n", "# nothing\n", strings.Repeat("x", 70<<10)}
+	changed, invalid := 0, 0
+	for n := range rounds(200, 2000) {
+		if n%3 == 2 {
+			writeList(t, c.active, garbage[n%len(garbage)])
+			invalid++
+			events.wait(t, balance.ReloadFailed, invalid)
+		} else {
+			changed++
+			writeList(t, c.active, lists[changed%len(lists)])
+			events.wait(t, balance.Reloaded, changed)
+		}
+		if n%10 == 0 {
+			c.more()
+		}
+	}
+	writeList(t, c.active, "# a comment changes nothing\n"+lines[4])
+	writeList(t, c.passive, lines[4])
+	until(t, "the last lists are in use", func() bool {
+		l := c.Stats().Lists
+		return len(l[0].Endpoints) == 1 && len(l[1].Endpoints) == 1 && l[0].Endpoints[0].Name == c.servers[4].Address
+	})
+	until(t, "nothing drains any more", func() bool { return len(c.Stats().Draining) == 0 })
+	for _, s := range c.servers[:4] {
+		until(t, "no connection to "+s.Address+" is open, which no list names", func() bool { return established(t, s.Address) == 0 })
+	}
+	c.used(c.servers[4])
+	if n := established(t, c.servers[4].Address); n == 0 {
+		t.Error("no connection to the HSM in use is found: the test does not see connections")
+	}
+	st := c.Stats()
+	if st.ReloadsInvalid < uint64(invalid) || st.ReloadsChanged < uint64(changed) || st.ReloadsSame == 0 {
+		t.Errorf("stats %+v, want at least %d invalid and %d changed", st, invalid, changed)
+	}
+}
+
+// established is the number of TCP connections to an address, as the kernel sees
+// them.
+func established(tb testing.TB, address string) int {
+	tb.Helper()
+	content, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	to := netip.MustParseAddrPort(address)
+	ip := to.Addr().As4()
+	want := fmt.Sprintf("%s:%04X", strings.ToUpper(hex.EncodeToString([]byte{ip[3], ip[2], ip[1], ip[0]})), to.Port())
+	n := 0
+	for line := range strings.Lines(string(content)) {
+		// number: local remote state …
+		if f := strings.Fields(line); len(f) > 3 && f[2] == want && f[3] == "01" {
+			n++
+		}
+	}
+	return n
+}
+
+// proxy carries connections to an address, until it resets them.
+type proxy struct {
+	listener net.Listener
+	to       string
+	mu       sync.Mutex
+	open     map[*net.TCPConn]bool
+}
+
+func newProxy(tb testing.TB, address, to string) *proxy {
+	tb.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p := &proxy{listener: l, to: to, open: map[*net.TCPConn]bool{}}
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			group.Go(func() { p.carry(conn.(*net.TCPConn)) })
+		}
+	})
+	tb.Cleanup(func() {
+		_ = l.Close()
+		p.reset()
+		group.Wait()
+	})
+	return p
+}
+
+func (p *proxy) carry(from *net.TCPConn) {
+	defer from.Close()
+	conn, err := net.Dial("tcp", p.to)
+	if err != nil {
+		return
+	}
+	to := conn.(*net.TCPConn)
+	defer to.Close()
+	p.mu.Lock()
+	p.open[from] = true
+	p.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		_, _ = to.ReadFrom(from)
+		_ = to.CloseWrite()
+		close(done)
+	}()
+	_, _ = from.ReadFrom(to)
+	_ = from.CloseWrite()
+	_ = to.Close()
+	<-done
+	p.mu.Lock()
+	delete(p.open, from)
+	p.mu.Unlock()
+}
+
+// reset ends every connection by RST, and tells how many there were.
+func (p *proxy) reset() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for conn := range p.open {
+		_ = conn.SetLinger(0)
+		_ = conn.Close()
+	}
+	return len(p.open)
+}
+
+func (p *proxy) address() string { return p.listener.Addr().String() }
+
+func (p *proxy) line(tb testing.TB) string {
+	tb.Helper()
+	host, port, err := net.SplitHostPort(p.address())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return host + " " + port + "\n"
+}
