@@ -217,13 +217,13 @@ func (r *batchRun) closeOutput(failed error) error {
 	}
 	kept, err := r.out.Abandon()
 	if kept {
-		r.app.note("%s has %d tokens; --resume goes on from there", filepath.Base(r.flags.out)+batchfile.Suffix, r.out.Written+r.signed)
+		r.app.note("%s has %s; --resume goes on from there", filepath.Base(r.flags.out)+batchfile.Suffix, counted(r.out.Written+r.signed, "token"))
 	}
 	return err
 }
 
 // sign runs the batch, and writes its tokens.
-func (r *batchRun) sign(ctx context.Context) error {
+func (r *batchRun) sign(ctx context.Context) (err error) {
 	lines := &lineFeed{claims: &r.claims, skip: r.opts.Skip, signer: r.signer}
 	if r.out != nil {
 		lines.done, lines.last = r.out.Written, r.out.Last
@@ -231,6 +231,7 @@ func (r *batchRun) sign(ctx context.Context) error {
 	r.opts.Prepare = lines.prepare
 	r.opts.OnSessions = func(n int) { r.sessions = n }
 	write := r.writer()
+	defer func() { err = errors.Join(err, write("")) }()
 	for token, err := range r.signer.Batch(ctx, lines.all(r.input), r.opts) {
 		if item := (*jws.ItemError)(nil); errors.As(err, &item) {
 			if !r.opts.Skip {
@@ -250,10 +251,7 @@ func (r *batchRun) sign(ctx context.Context) error {
 		r.signed++
 		r.progress.set(r.signed + r.skipped)
 	}
-	if lines.err != nil {
-		return lines.err
-	}
-	return write("")
+	return lines.err
 }
 
 // writer returns what writes a token, and, with nothing, what is still held.
@@ -277,15 +275,23 @@ func (r *batchRun) writer() func(string) error {
 
 // summary tells what was done.
 func (r *batchRun) summary(took time.Duration) {
-	text := fmt.Sprintf("signed %d tokens in %v (%.0f/s)", r.signed, took.Round(time.Millisecond), float64(r.signed)/max(took.Seconds(), 0.001))
+	text := fmt.Sprintf("signed %s in %v (%.0f/s)", counted(r.signed, "token"), took.Round(time.Millisecond), float64(r.signed)/max(took.Seconds(), 0.001))
 	if r.sessions > 0 {
-		text += fmt.Sprintf(" with %d sessions", r.sessions)
+		text += " in " + counted(r.sessions, "session")
 	}
 	if r.out != nil && r.out.Written > 0 {
 		text += fmt.Sprintf(", after %d of earlier runs", r.out.Written)
 	}
 	if r.skipped > 0 {
-		text += fmt.Sprintf("; skipped %d lines", r.skipped)
+		text += "; skipped " + counted(r.skipped, "line")
 	}
 	r.app.note("%s", text)
+}
+
+// counted is a number of things in words.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }

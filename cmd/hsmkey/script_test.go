@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -56,6 +57,7 @@ func TestScripts(t *testing.T) {
 			"logins":  logins,
 			"serve":   serve,
 			"mode":    mode,
+			"killed":  killed,
 		},
 	})
 }
@@ -197,6 +199,50 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		if got := strconv.FormatUint(uint64(info.Mode().Perm()), 8); got != args[0] {
 			ts.Fatalf("%s has mode %s, want %s", path, got, args[0])
+		}
+	}
+}
+
+// killed runs a batch and kills it as soon as its unfinished output has some
+// bytes: killed BYTES COMMAND ARG... --out FILE ... A run that is faster is fine.
+func killed(ts *testscript.TestScript, neg bool, args []string) {
+	out := slices.Index(args, "--out")
+	if neg || len(args) < 2 || out < 0 || out+1 == len(args) {
+		ts.Fatalf("usage: killed BYTES COMMAND ARG... --out FILE ARG...")
+	}
+	bytes, err := strconv.ParseInt(args[0], 10, 64)
+	ts.Check(err)
+	program := ""
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if path := filepath.Join(dir, args[1]); program == "" {
+			if _, err := os.Stat(path); err == nil {
+				program = path
+			}
+		}
+	}
+	cmd := exec.Command(program, args[2:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "GORACE", "HOME", "TRANSCRIPT", "SOFTHSM2_CONF", "HSM_MODULE", "HSM_TOKEN", "HSM_PIN_FILE"} {
+		if value := ts.Getenv(name); value != "" {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
+	ts.Check(cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			ts.Check(err)
+			return
+		case <-tick.C:
+			if info, err := os.Stat(ts.MkAbs(args[out+1] + ".partial")); err == nil && info.Size() >= bytes {
+				ts.Check(cmd.Process.Kill())
+				<-ended
+				return
+			}
 		}
 	}
 }
