@@ -64,21 +64,24 @@ func (k *HSMJWK) newSigning(s *scheme, message []byte) *signing {
 	if message == nil {
 		j.message, j.copied = []byte{}, true
 	}
-	hashed := append(j.buffer[:0], s.prefix...)
-	switch {
-	case s.ways[0].input == inputMessage:
-	case s.id.hash == crypto.SHA256:
-		digest := sha256.Sum256(message)
-		hashed = append(hashed, digest[:]...)
-	case s.id.hash == crypto.SHA384:
-		digest := sha512.Sum384(message)
-		hashed = append(hashed, digest[:]...)
-	case s.id.hash == crypto.SHA512:
-		digest := sha512.Sum512(message)
-		hashed = append(hashed, digest[:]...)
+	if s.ways[0].input != inputMessage {
+		j.hashed = k.truncate(s, s.appendHash(append(j.buffer[:0], s.prefix...), message))
 	}
-	j.hashed = k.truncate(s, hashed)
 	return j
+}
+
+func (s *scheme) appendHash(dst, message []byte) []byte {
+	switch s.id.hash {
+	case crypto.SHA256:
+		digest := sha256.Sum256(message)
+		return append(dst, digest[:]...)
+	case crypto.SHA384:
+		digest := sha512.Sum384(message)
+		return append(dst, digest[:]...)
+	default:
+		digest := sha512.Sum512(message)
+		return append(dst, digest[:]...)
+	}
 }
 
 // newDigestSigning is a signature of a message of which only the hash is known.
@@ -206,7 +209,8 @@ type attempt struct {
 	session   *sessionpool.Session
 	way       *way
 	data      []byte
-	size      int
+	ends      []uint // of the messages in data, if there are several
+	size      int    // of a signature
 	pin       string // for a key that wants a login before each signature
 	signature []byte
 }
@@ -228,9 +232,13 @@ func (a *attempt) run(m sessionpool.Module, h pkcs11.SessionHandle) error {
 		return &unlocated{err}
 	}
 	key := at.(*located) //nolint:errcheck // what the line above remembers
-	if key.always {
+	switch {
+	case len(a.ends) > 0:
+		a.signature, err = m.SignMany(nil, h, a.way.mechanism, key.handle, a.data, a.ends, a.size)
+		return err
+	case key.always:
 		a.signature, err = a.signAfterLogin(m, h, key.handle)
-	} else {
+	default:
 		a.signature, err = m.SignSingle(nil, h, a.way.mechanism, key.handle, a.data, a.size)
 		if err != nil {
 			err = &refusal{a.way.name, err}

@@ -17,6 +17,7 @@ type guard struct {
 	instance   *instance
 	generation uint64         // that its handle is good for
 	user       bool           // the session is to be logged in
+	direct     bool           // the caller's goroutine makes the calls
 	epoch      *atomic.Uint64 // the token's
 	login      uint64         // the epoch in which the present search began
 	open       bool           // a run is going on
@@ -218,4 +219,17 @@ func (g *guard) SignSingle(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mech
 	}
 	sig, err := m.SignSingle(dst, h, mech, key, data, size)
 	return sig, g.leave(err)
+}
+
+// SignMany makes one call of it only where nobody waits for calls to come back.
+func (g *guard) SignMany(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
+	if !g.direct {
+		return signEach(g, dst, h, mech, key, data, ends, size)
+	}
+	m, err := g.enter()
+	if err != nil {
+		return nil, err
+	}
+	sigs, err := m.SignMany(dst, h, mech, key, data, ends, size)
+	return sigs, g.leave(err)
 }

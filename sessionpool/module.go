@@ -3,8 +3,8 @@ package sessionpool
 import "github.com/miekg/pkcs11"
 
 // Module is what the toolkit uses of a PKCS#11 library: methods of
-// [pkcs11.Ctx] with their meaning unchanged, and SignSingle. It is the one way
-// to an HSM, and the place where [Config.Wrap] puts a decorator.
+// [pkcs11.Ctx] with their meaning unchanged, and SignSingle and SignMany. It is the
+// one way to an HSM, and the place where [Config.Wrap] puts a decorator.
 //
 // The Module that [Session.Do] hands out is bound to that call: it refuses to
 // work once the function has returned, and it refuses what would pull the rug
@@ -45,4 +45,11 @@ type Module interface {
 	// dst. The mechanism's parameter is passed as bytes, so it may hold no
 	// pointers (CK_RSA_PKCS_PSS_PARAMS has none).
 	SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error)
+
+	// SignMany is SignSingle for several messages, which lie one after the other
+	// in data, each up to where ends says. Either all signatures are appended to
+	// dst, each of size bytes, or there is an error. In a session that is
+	// [Config.Direct] it is one crossing from Go to C for all; in others each
+	// signature is a call with a time limit of its own.
+	SignMany(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error)
 }

@@ -4,6 +4,8 @@ package sessionpool
 #cgo linux LDFLAGS: -ldl
 #cgo noescape hk_sign_single
 #cgo nocallback hk_sign_single
+#cgo noescape hk_sign_many
+#cgo nocallback hk_sign_many
 #include <dlfcn.h>
 #include <stdlib.h>
 
@@ -17,6 +19,8 @@ typedef struct {
 } hk_functions;
 
 enum { HK_SIGN_INIT = 42, HK_SIGN = 43 };
+
+enum { HK_SIGNATURE_LEN_RANGE = 0xC1 }; // CKR_SIGNATURE_LEN_RANGE
 
 typedef struct {
 	hk_ulong mechanism;
@@ -53,6 +57,26 @@ static hk_ulong hk_sign_single(hk_functions *f, hk_ulong session,
 	if (rv != 0)
 		return rv;
 	return ((hk_sign)f->fn[HK_SIGN])(session, data, data_len, sig, sig_len);
+}
+
+// hk_sign_many signs count messages, of which each ends in data where ends says,
+// and writes signatures of size bytes one after the other to sig.
+static hk_ulong hk_sign_many(hk_functions *f, hk_ulong session,
+		hk_ulong mechanism, void *parameter, hk_ulong parameter_len,
+		hk_ulong key, unsigned char *data, hk_ulong *ends, hk_ulong count,
+		unsigned char *sig, hk_ulong size) {
+	hk_ulong start = 0;
+	for (hk_ulong i = 0; i < count; i++) {
+		hk_ulong length = size;
+		hk_ulong rv = hk_sign_single(f, session, mechanism, parameter, parameter_len,
+			key, data + start, ends[i] - start, sig + i * size, &length);
+		if (rv != 0)
+			return rv;
+		if (length != size)
+			return HK_SIGNATURE_LEN_RANGE;
+		start = ends[i];
+	}
+	return 0;
 }
 */
 import "C"
@@ -152,4 +176,37 @@ func (n *native) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechan
 		return nil, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)
 	}
 	return dst[:start+int(length)], nil
+}
+
+func (n *native) SignMany(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
+	if n.functions == nil {
+		return signEach(n, dst, h, m, key, data, ends, size)
+	}
+	start, all := len(dst), len(ends)*size
+	dst = slices.Grow(dst, all)[:start+all]
+	rv := C.hk_sign_many(n.functions, C.hk_ulong(h),
+		C.hk_ulong(m.Mechanism), unsafe.Pointer(unsafe.SliceData(m.Parameter)), C.hk_ulong(len(m.Parameter)),
+		C.hk_ulong(key), (*C.uchar)(unsafe.SliceData(data)), (*C.hk_ulong)(unsafe.Pointer(unsafe.SliceData(ends))), C.hk_ulong(len(ends)),
+		(*C.uchar)(unsafe.SliceData(dst[start:])), C.hk_ulong(size))
+	if rv != 0 {
+		return nil, pkcs11.Error(rv)
+	}
+	return dst, nil
+}
+
+// signEach is SignMany by calls of SignSingle.
+func signEach(m Module, dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
+	begin := uint(0)
+	for _, end := range ends {
+		before := len(dst)
+		var err error
+		if dst, err = m.SignSingle(dst, h, mech, key, data[begin:end], size); err != nil {
+			return nil, err
+		}
+		if len(dst) != before+size {
+			return nil, pkcs11.Error(pkcs11.CKR_SIGNATURE_LEN_RANGE)
+		}
+		begin = end
+	}
+	return dst, nil
 }

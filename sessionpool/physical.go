@@ -74,7 +74,7 @@ func (t *Token) newPhysical(k kind, in *instance, generation uint64, direct bool
 		timer: time.NewTimer(time.Hour), suspicion: t.suspicion.Load(),
 	}
 	p.timer.Stop()
-	p.guard.instance, p.guard.generation = in, generation
+	p.guard.instance, p.guard.generation, p.guard.direct = in, generation, direct
 	p.guard.user, p.guard.epoch = !k.public() && t.needsLogin(), &t.epoch
 	if !direct {
 		t.running.Add(1)

@@ -240,6 +240,19 @@ func (m *module) SignSingle(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mec
 	return m.Module.SignSingle(dst, h, mech, key, data, size)
 }
 
+// SignMany is one C_SignInit and C_Sign after the other.
+func (m *module) SignMany(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
+	begin := uint(0)
+	for _, end := range ends {
+		var err error
+		if dst, err = m.SignSingle(dst, h, mech, key, data[begin:end], size); err != nil {
+			return nil, err
+		}
+		begin = end
+	}
+	return dst, nil
+}
+
 func (m *module) DecryptInit(h pkcs11.SessionHandle, mech []*pkcs11.Mechanism, key pkcs11.ObjectHandle) error {
 	return m.on(h, "C_DecryptInit", func() error { return m.Module.DecryptInit(h, mech, key) })
 }

@@ -1,0 +1,105 @@
+package hsmkey_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/hsmkey/hsmkey"
+	"github.com/hsmkey/hsmkey/internal/fault"
+	"github.com/hsmkey/hsmkey/internal/testhsm"
+	"github.com/hsmkey/hsmkey/sessionpool"
+)
+
+// signBatch signs messages of many lengths at once in one session and verifies
+// each signature.
+func signBatch(t *testing.T, h *hsmkey.HSM, key *hsmkey.HSMJWK, algorithm hsmkey.Algorithm) {
+	t.Helper()
+	s, err := h.Source().Acquire(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Release()
+	var inputs [][]byte
+	for i := range 20 {
+		inputs = append(inputs, []byte(strings.Repeat("m", i*i)+fmt.Sprint(i)))
+	}
+	for _, count := range []int{1, len(inputs), 2} {
+		signatures, err := key.In(s).SignJWSBatch(context.Background(), algorithm, inputs[:count])
+		if err != nil {
+			t.Errorf("%s, %d inputs: %v", algorithm, count, err)
+			return
+		}
+		size := len(signatures) / count
+		for i := range count {
+			if err := verify(key, algorithm, inputs[i], signatures[i*size:(i+1)*size]); err != nil {
+				t.Errorf("%s, %d of %d inputs: %v", algorithm, i, count, err)
+			}
+		}
+	}
+}
+
+// SoftHSM2 as it is makes all signatures of a batch in one call; behind a
+// decorator each has one of its own.
+func TestABatchOfInputsIsSignedByEveryAlgorithm(t *testing.T) {
+	plain := func(m sessionpool.Module) sessionpool.Module { return m }
+	for name, wrap := range map[string]func(sessionpool.Module) sessionpool.Module{"in one call": nil, "call by call": plain} {
+		t.Run(name, func(t *testing.T) {
+			h := wrapped(t, wrap)
+			for _, typ := range []hsmkey.KeyType{hsmkey.RSA2048, hsmkey.P256, hsmkey.P521, hsmkey.Ed25519, hsmkey.HMAC512} {
+				key := generate(t, h, string(typ), typ)
+				for _, algorithm := range key.Algorithms() {
+					signBatch(t, h, key, algorithm)
+				}
+			}
+		})
+	}
+}
+
+func TestABatchOfInputsIsSignedByModulesThatHashThemselves(t *testing.T) {
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return hashing{odd{m}} })
+	signBatch(t, h, generate(t, h, "key", hsmkey.P256), hsmkey.ES256)
+}
+
+func TestABatchOfInputsFailsAsAWhole(t *testing.T) {
+	for name, direct := range map[string]bool{"in one call": true, "call by call": false} {
+		t.Run(name, func(t *testing.T) {
+			injector := fault.New()
+			c := config(testhsm.New(t))
+			c.Pool.Wrap, c.Pool.Direct = injector.Wrap, direct
+			h := open(t, c)
+			key := generate(t, h, "key", hsmkey.P256)
+			s, err := h.Source().Acquire(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Release()
+			pinned := key.In(s)
+			inputs := slices.Repeat([][]byte{[]byte("a.b")}, 5)
+			if _, err := pinned.SignJWSBatch(context.Background(), hsmkey.ES256, inputs); err != nil {
+				t.Fatal(err)
+			}
+			before := injector.Calls("C_Sign")
+			injector.Fail("C_Sign", 3, pkcs11.CKR_DATA_LEN_RANGE)
+			signatures, err := pinned.SignJWSBatch(context.Background(), hsmkey.ES256, inputs)
+			if signatures != nil || !errors.Is(err, pkcs11.Error(pkcs11.CKR_DATA_LEN_RANGE)) || errors.Is(err, hsmkey.ErrSession) {
+				t.Errorf("signatures %x and error %v, want the error of the third alone", signatures, err)
+			}
+			if n := injector.Calls("C_Sign") - before; n != 3 {
+				t.Errorf("C_Sign was called %d times, want 3", n)
+			}
+			injector.Fail("C_Sign", 2, pkcs11.CKR_DEVICE_ERROR)
+			if _, err := pinned.SignJWSBatch(context.Background(), hsmkey.ES256, inputs); !errors.Is(err, hsmkey.ErrSession) {
+				t.Errorf("in a session that fails: %v, want ErrSession", err)
+			}
+			if _, err := pinned.SignJWSBatch(context.Background(), hsmkey.RS256, inputs); !errors.Is(err, hsmkey.ErrUnsupported) {
+				t.Errorf("by another algorithm: %v, want ErrUnsupported", err)
+			}
+		})
+	}
+}
