@@ -129,3 +129,27 @@ func TestACancelledCallThatDoesNotComeBackCountsAsHanging(t *testing.T) {
 	h.events.wait(t, 1, ofKind(sessionpool.OrphanReturned))
 	acquire(t, p).Release()
 }
+
+func TestASearchForTheTokenThatHangsIsAnOrphanToo(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) { c.OpTimeout, c.MaxOrphans = 200*time.Millisecond, 1 })
+	h.fault.Fail("C_OpenSession", 1, pkcs11.CKR_DEVICE_REMOVED)
+	_, release := h.fault.Hang("C_GetSlotList")
+	defer release()
+	if _, err := p.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrTimeout) {
+		t.Errorf("got %v, want ErrTimeout", err)
+	}
+	if n := p.Stats().Orphans; n != 1 {
+		t.Errorf("%d orphans, want one", n)
+	}
+	_, again := h.fault.Hang("C_GetSlotList")
+	defer again()
+	if _, err := p.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrSession) || errors.Is(err, sessionpool.ErrTimeout) {
+		t.Errorf("at the cap: %v, want ErrSession at once", err)
+	}
+	release()
+	again()
+	h.events.wait(t, 1, ofKind(sessionpool.OrphanReturned))
+	h.fault.Clear()
+	acquire(t, p).Release()
+}

@@ -84,7 +84,15 @@ func (t *Token) Supports(mechanism uint) bool {
 // joinToken finds the token that the configuration names, and enters the pool
 // among its users.
 func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
-	found, err := l.find(ctx, &p.cfg, ErrConfig)
+	found, err := l.find(ctx, &p.cfg, func(in *instance, _ uint64) (foundToken, error) {
+		return await(ctx, p.cfg.OpTimeout, "looking for the token", func() (foundToken, error) {
+			if err := in.enter(); err != nil {
+				return foundToken{}, fail(ErrSession, err, "looking for the token")
+			}
+			defer in.leave()
+			return findToken(in.module, &p.cfg, ErrConfig)
+		})
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +140,9 @@ func (t *Token) locate(ctx context.Context, cfg *Config, again bool) (in *instan
 		return in, generation, info.Slot, nil
 	}
 	same := Config{TokenLabel: info.Label, TokenSerial: info.Serial, OpTimeout: cfg.OpTimeout, Module: cfg.Module}
-	found, err := t.library.find(ctx, &same, ErrSession)
+	found, err := t.library.find(ctx, &same, func(in *instance, generation uint64) (foundToken, error) {
+		return t.search(ctx, cfg, in, generation, &same)
+	})
 	if err != nil {
 		return nil, 0, 0, err
 	}
@@ -147,6 +157,22 @@ func (t *Token) locate(ctx context.Context, cfg *Config, again bool) (in *instan
 	return found.instance, found.generation, found.info.Slot, nil
 }
 
+// search looks for the token on a goroutine like that of a session, so that a
+// search that hangs is an orphan, too.
+func (t *Token) search(ctx context.Context, cfg *Config, in *instance, generation uint64, same *Config) (foundToken, error) {
+	worker := t.newPhysical(0, in, generation, cfg.Direct)
+	found := new(foundToken) // the step's alone, for as long as it may go on
+	err, left := worker.call(ctx, cfg.OpTimeout, work{step: func() (err error) {
+		*found, err = findToken(&worker.guard, same, ErrSession)
+		return err
+	}})
+	if left {
+		return foundToken{}, err
+	}
+	close(worker.work)
+	return *found, err
+}
+
 // foundToken is the outcome of a search.
 type foundToken struct {
 	instance   *instance
@@ -156,13 +182,13 @@ type foundToken struct {
 }
 
 // find looks for a token, and initialises a library that somebody finalised.
-func (l *library) find(ctx context.Context, cfg *Config, none error) (foundToken, error) {
+func (l *library) find(ctx context.Context, cfg *Config, search func(*instance, uint64) (foundToken, error)) (foundToken, error) {
 	for try := 1; ; try++ {
 		in, generation, err := l.use(ctx, cfg.OpTimeout)
 		if err != nil {
 			return foundToken{}, err
 		}
-		found, err := findToken(ctx, in, cfg, none)
+		found, err := search(in, generation)
 		if classify(err) == moduleLost && try == 1 {
 			if !errors.Is(err, errShut) {
 				l.lost(generation)
@@ -178,29 +204,23 @@ func (l *library) find(ctx context.Context, cfg *Config, none error) (foundToken
 // uninitialised or do not answer never hide another one. That no token, or
 // several match is an error of the kind none: at first the configuration is to
 // blame, later the HSM.
-func findToken(ctx context.Context, in *instance, cfg *Config, none error) (foundToken, error) {
-	return await(ctx, cfg.OpTimeout, "looking for the token", func() (foundToken, error) {
-		if err := in.enter(); err != nil {
-			return foundToken{}, fail(ErrSession, err, "looking for the token")
-		}
-		defer in.leave()
-		tokens, odd, err := listTokens(in.module)
-		if err != nil {
-			return foundToken{}, fail(ErrSession, err, "the slots of %s cannot be listed", cfg.Module)
-		}
-		info, err := chooseToken(tokens, odd, cfg, none)
-		if err != nil {
-			return foundToken{}, err
-		}
-		found := foundToken{info: info, mechanisms: map[uint]struct{}{}}
-		// A module that cannot list its mechanisms is asked for them one by one
-		// as they are used.
-		list, _ := in.module.GetMechanismList(info.Slot)
-		for _, m := range list {
-			found.mechanisms[m.Mechanism] = struct{}{}
-		}
-		return found, nil
-	})
+func findToken(m Module, cfg *Config, none error) (foundToken, error) {
+	tokens, odd, err := listTokens(m)
+	if err != nil {
+		return foundToken{}, fail(ErrSession, err, "the slots of %s cannot be listed", cfg.Module)
+	}
+	info, err := chooseToken(tokens, odd, cfg, none)
+	if err != nil {
+		return foundToken{}, err
+	}
+	found := foundToken{info: info, mechanisms: map[uint]struct{}{}}
+	// A module that cannot list its mechanisms is asked for them one by one as
+	// they are used.
+	list, _ := m.GetMechanismList(info.Slot)
+	for _, mechanism := range list {
+		found.mechanisms[mechanism.Mechanism] = struct{}{}
+	}
+	return found, nil
 }
 
 // listTokens reads every initialised token, and collects what went wrong with
