@@ -25,13 +25,15 @@ type library struct {
 	mu        sync.Mutex
 	native    Module // what the loader gave, without decoration
 	instance  *instance
-	pools     int             // pools that rest on the library
-	tokens    map[uint]*Token // by slot, those that a pool uses
-	ready     bool            // initialised
-	ours      bool            // by us, and not finalised since, so that we may
-	changing  *change         // the change that goes on, or nil
-	restarted time.Time       // when it was last restarted
-	used      bool            // by a pool that found its token
+	pools     int                 // pools that rest on the library
+	tokens    map[*Token]struct{} // those that a pool uses
+	ready     bool                // initialised
+	ours      bool                // by us, and not finalised since, so that we may
+	changing  *change             // the change that goes on, or nil
+	restarted time.Time           // when it was last restarted
+	used      bool                // by a pool that found its token
+
+	handles handles
 
 	// generation counts initialisations: handles of an older one are dead. live
 	// is the generation while the library is ready, else 0. Both change with mu
@@ -140,7 +142,7 @@ func (l *library) park() {
 func newLibrary(cfg *Config) *library {
 	return &library{
 		path: cfg.Module, args: cfg.ModuleArgs, env: cfg.ModuleEnv,
-		private: cfg.Private, wrap: cfg.Wrap, tokens: map[uint]*Token{},
+		private: cfg.Private, wrap: cfg.Wrap, tokens: map[*Token]struct{}{},
 	}
 }
 

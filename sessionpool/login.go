@@ -15,7 +15,7 @@ import (
 // so one login serves all, and the anchor, a session that nobody uses, keeps it
 // while sessions come and go.
 type login struct {
-	done     atomic.Bool // logged in, as far as we know; changed with mu held
+	done     atomic.Bool   // logged in, as far as we know; changed with mu held
 	count    atomic.Uint64 // logins so far: a pool whose PIN was checked in this one is known; changed with mu held
 	mu       sync.Mutex
 	pin      digest

@@ -15,8 +15,9 @@ func (t *Token) outdated(p *physical) bool {
 }
 
 // handles knows whose each session handle is. Modules give the numbers of dead
-// sessions to new ones, so a second claim tells that the first session died
-// without our knowing: all were closed, or the library was initialised anew.
+// sessions to new ones, whatever their token, so a second claim tells that the
+// first session died without our knowing: all were closed, or the library was
+// initialised anew.
 type handles struct {
 	mu    sync.Mutex
 	owner map[pkcs11.SessionHandle]*physical
@@ -198,7 +199,7 @@ func (t *Token) shut(ctx context.Context, p *physical, cause CloseCause) (left b
 	}
 	if !left {
 		close(p.work)
-		t.handles.forget(p)
+		t.library.handles.forget(p)
 	}
 	t.counts.closed(cause)
 	t.emit(Event{Kind: SessionClosed, Cause: cause})

@@ -104,7 +104,7 @@ func (p *physical) deliver(r result) bool {
 		_ = p.closeHandle() // nobody is left to be told
 		p.guard.endRun()
 	}
-	p.token.handles.forget(p)
+	p.token.library.handles.forget(p)
 	p.token.orphanReturned(p.state.Swap(stateReturned) == stateHung)
 	p.token.running.Done()
 	return false
@@ -232,7 +232,7 @@ func (p *physical) openHandle(slot uint) error {
 		return err
 	})
 	if err == nil {
-		p.token.handles.claim(p)
+		p.token.library.handles.claim(p)
 	}
 	return err
 }
@@ -246,7 +246,7 @@ func (p *physical) closeHandle() error {
 		p.token.library.settle(p.token.cache.opTimeout())
 		err = p.guard.do(step)
 	}
-	p.token.handles.forget(p)
+	p.token.library.handles.forget(p)
 	p.handle = 0
 	return err
 }

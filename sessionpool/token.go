@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -36,7 +35,6 @@ type Token struct {
 	members members
 	sweeper sweeper
 	counts  counters
-	handles handles
 
 	// suspicion grows when a session was found dead: sessions that were put
 	// into the cache before are asked for their state before they are reused.
@@ -99,7 +97,7 @@ func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.used = true
-	t := l.tokens[found.info.Slot]
+	t := l.token(&p.cfg, found.info)
 	if t == nil {
 		name := p.cfg.Name
 		if name == "" {
@@ -107,12 +105,26 @@ func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
 		}
 		t = &Token{library: l, name: name}
 		t.sweeper.start(t)
-		l.tokens[found.info.Slot] = t
+		l.tokens[t] = struct{}{}
 	}
 	t.adopt(found)
 	t.members.add(p)
 	t.applyLimits()
 	return t, nil
+}
+
+// token is the one that a search found, if a pool uses it already. Slots may be
+// numbered anew when somebody initialises the library, tokens keep their label
+// and serial; only who names the slot may mean one of two with the same. The
+// caller holds l.mu.
+func (l *library) token(cfg *Config, found TokenInfo) *Token {
+	for t := range l.tokens {
+		info := t.Info()
+		if info.Label == found.Label && info.Serial == found.Serial && (cfg.Slot == nil || info.Slot == found.Slot) {
+			return t
+		}
+	}
+	return nil
 }
 
 // adopt takes over what a search found out about the token.
@@ -146,13 +158,6 @@ func (t *Token) locate(ctx context.Context, cfg *Config, again bool) (in *instan
 	if err != nil {
 		return nil, 0, 0, err
 	}
-	l := t.library
-	l.mu.Lock()
-	if info.Slot != found.info.Slot {
-		delete(l.tokens, info.Slot)
-		l.tokens[found.info.Slot] = t
-	}
-	l.mu.Unlock()
 	t.adopt(found)
 	return found.instance, found.generation, found.info.Slot, nil
 }
@@ -308,7 +313,7 @@ func (t *Token) leave(ctx context.Context, p *Pool) error {
 	l.mu.Lock()
 	last := t.members.remove(p)
 	if last {
-		maps.DeleteFunc(l.tokens, func(_ uint, other *Token) bool { return other == t })
+		delete(l.tokens, t)
 	}
 	l.mu.Unlock()
 	if !last {
