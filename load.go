@@ -8,6 +8,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
@@ -23,14 +24,36 @@ const (
 // source that the caller made. [HSM.Key] is the same for an opened HSM.
 //
 // The error matches ErrKeyNotFound if no key matches, ErrAmbiguous if several
-// do, ErrUnsupported if the key is of a kind that cannot sign tokens. Over
-// several tokens the first that has the key answers.
+// do, ErrUnsupported if the key is of a kind that cannot sign tokens.
+//
+// Of the HSMs of a [balance.Balancer] those that answer are asked, and where they
+// disagree on which key it is, most of them are right, or the one that stands
+// first in the list. The others are left out. Over another source of several
+// tokens the first that has the key answers.
 func FromHSM(ctx context.Context, source sessionpool.Source, query Query) (*HSMJWK, error) {
 	if err := query.check(); err != nil {
 		return nil, err
 	}
 	query = query.clone()
-	var key *HSMJWK
+	if b, ok := source.(*balance.Balancer); ok {
+		if found, err := elect(ctx, b, query); found != nil || err != nil {
+			return newKey(found, source), err
+		}
+	}
+	found, err := lookUp(ctx, source, query)
+	return newKey(found, source), err
+}
+
+func newKey(k *material, source sessionpool.Source) *HSMJWK {
+	if k == nil {
+		return nil
+	}
+	return &HSMJWK{material: k, source: source}
+}
+
+// lookUp finds the key on the first token of a source that has it.
+func lookUp(ctx context.Context, source sessionpool.Source, query Query) (*material, error) {
+	var key *material
 	err := sessionpool.Retry(ctx, source, func(s *sessionpool.Session) error {
 		var found *material
 		err := s.Do(ctx, func(m sessionpool.Module, h pkcs11.SessionHandle) error {
@@ -54,7 +77,7 @@ func FromHSM(ctx context.Context, source sessionpool.Source, query Query) (*HSMJ
 		case err != nil:
 			return err
 		}
-		key = &HSMJWK{material: found, source: source}
+		key = found
 		return nil
 	})
 	if err != nil {

@@ -63,6 +63,16 @@ func startChaos(t *testing.T, servers []*testhsm.Server, active, passive string,
 	t.Helper()
 	s := remote(paths(active, passive))
 	s.Suspend, s.Pool.OpTimeout = chaosSuspend, chaosOpTimeout
+	began := time.Now()
+	record := s.OnEvent
+	var log []string
+	var mu sync.Mutex
+	s.OnEvent = func(e balance.Event) {
+		mu.Lock()
+		log = append(log, fmt.Sprintf("%8.3f s: %v", time.Since(began).Seconds(), e.LogValue()))
+		mu.Unlock()
+		record(e)
+	}
 	for _, c := range change {
 		c(s)
 	}
@@ -73,7 +83,14 @@ func startChaos(t *testing.T, servers []*testhsm.Server, active, passive string,
 	for n := range chaosSigners {
 		c.signers.Go(func() { c.sign(ctx, n) })
 	}
-	t.Cleanup(c.end)
+	t.Cleanup(func() {
+		c.end()
+		if t.Failed() {
+			mu.Lock()
+			defer mu.Unlock()
+			t.Logf("%+v\n%s", c.Stats(), strings.Join(log[max(0, len(log)-50):], "\n"))
+		}
+	})
 	c.more()
 	return c
 }

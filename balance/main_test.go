@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -446,4 +447,19 @@ func tokenVerifies(token string) bool {
 	}
 	signature, err := base64.RawURLEncoding.DecodeString(token[at+1:])
 	return err == nil && verifies(&shared.key.PublicKey, []byte(token[:at]), signature)
+}
+
+// loginCounter counts C_Login on all instances.
+type loginCounter struct{ n atomic.Int64 }
+
+func (c *loginCounter) wrap(m sessionpool.Module) sessionpool.Module { return &countingLogins{m, c} }
+
+type countingLogins struct {
+	sessionpool.Module
+	counter *loginCounter
+}
+
+func (m *countingLogins) Login(h pkcs11.SessionHandle, userType uint, pin string) error {
+	m.counter.n.Add(1)
+	return m.Module.Login(h, userType, pin)
 }

@@ -113,25 +113,27 @@ func (m *member) stats() EndpointStats {
 // Member is one endpoint of the fleet as a Source of its own, for what concerns
 // each HSM: importing a key, deleting it, checking it.
 type Member struct {
-	Name string
-	List string // path of its balance list
-	m    *member
+	Name    string
+	List    string // path of its balance list
+	Current bool   // that list is in use
+	m       *member
 }
 
 var _ sessionpool.Source = Member{}
 
 // Members lists the endpoints in the order of the lists. One that is in several
-// lists comes once.
+// lists comes once, with the first of them.
 func (b *Balancer) Members() []Member {
 	f := b.fleet.Load()
 	if f == nil {
 		return nil
 	}
 	var all []Member
-	for _, q := range f.lists {
+	current := f.current.Load()
+	for i, q := range f.lists {
 		for _, m := range q.members {
 			if !slices.ContainsFunc(all, func(e Member) bool { return e.m == m }) {
-				all = append(all, Member{Name: m.name, List: q.path, m: m})
+				all = append(all, Member{Name: m.name, List: q.path, Current: int64(i) == current, m: m})
 			}
 		}
 	}
