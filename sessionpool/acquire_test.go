@@ -81,6 +81,36 @@ func TestTheFirstSessionThatHangsSpeaksForAll(t *testing.T) {
 	acquire(t, p).Release()
 }
 
+func TestAnIdleSessionIsHadOrNotAtOnce(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	if _, err := p.Acquire(context.Background(), sessionpool.Idle()); !errors.Is(err, sessionpool.ErrUnsuitable) || errors.Is(err, sessionpool.ErrSession) {
+		t.Errorf("from an empty cache: %v, want ErrUnsuitable", err)
+	}
+	if n := h.fault.Calls("C_OpenSession"); n != 0 {
+		t.Errorf("%d sessions were opened", n)
+	}
+	acquire(t, p).Release()
+	s := acquire(t, p, sessionpool.Idle())
+	defer s.Release()
+	if err := ping(s); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Acquire(context.Background(), sessionpool.Idle()); !errors.Is(err, sessionpool.ErrUnsuitable) {
+		t.Errorf("the only session is in use: %v, want ErrUnsuitable", err)
+	}
+	for _, o := range []sessionpool.Option{sessionpool.ReadWrite(), sessionpool.Bypass(), sessionpool.Public(), sessionpool.OneTimePIN("1")} {
+		if o.Usual() {
+			t.Errorf("%v is met by usual sessions", o)
+		}
+	}
+	for _, o := range []sessionpool.Option{sessionpool.Encrypted(), sessionpool.Avoid(s.Token()), sessionpool.NoWait()} {
+		if !o.Usual() {
+			t.Errorf("%v is not met by usual sessions", o)
+		}
+	}
+}
+
 func TestACheckedConfigurationNeedsNoModule(t *testing.T) {
 	if err := (sessionpool.Config{}).Check(); err != nil {
 		t.Errorf("the zero value: %v", err)

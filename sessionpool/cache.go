@@ -127,6 +127,16 @@ func (c *cache) takeNow(k kind, fresh bool) (g grant, ok bool) {
 	return grant{}, false
 }
 
+// takeIdle finds an idle session of a kind, unless others wait for one.
+func (c *cache) takeIdle(k kind) *physical {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.waiters) > 0 || c.hanging >= c.limits.orphans {
+		return nil
+	}
+	return c.pop(k)
+}
+
 // pop takes the newest idle session of a kind.
 func (c *cache) pop(k kind) *physical {
 	stack := c.idle[k]

@@ -36,7 +36,7 @@ var (
 	ErrUnsupported = errors.New("not supported by the HSM")
 
 	// ErrUnsuitable: the pool works, but has no session of the kind that the
-	// options ask for: Encrypted, Avoid, NoWait, WaitUntil. Another source may have one.
+	// options ask for: Encrypted, Avoid, Idle, NoWait, WaitUntil. Another source may have one.
 	ErrUnsuitable = errors.New("no such session here")
 
 	// ErrClosed: the pool is closed, or the session was released or closed.

@@ -27,6 +27,7 @@ const (
 	optBypass
 	optEncrypted
 	optPublic
+	optIdle
 )
 
 // ReadWrite asks for a session that may change the token (CKF_RW_SESSION).
@@ -55,6 +56,14 @@ func OneTimePIN(pin string) Option { return Option{pin: pin, once: true} }
 // OneTime reports whether the option is a [OneTimePIN], which a source of many
 // tokens must not send to more than one of them.
 func (o Option) OneTime() bool { return o.once }
+
+// Usual reports whether usual sessions meet the option: those that a source hands
+// out without options, read-only and from the cache.
+func (o Option) Usual() bool { return !o.once && o.set&(optReadWrite|optBypass|optPublic) == 0 }
+
+// Idle asks for a session from the cache: where there is none a pool opens none,
+// and answers [ErrUnsuitable].
+func Idle() Option { return Option{set: optIdle} }
 
 // NoWait asks for a session without waiting for others to release theirs: at its
 // limit a pool answers [ErrUnsuitable].

@@ -101,8 +101,13 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 	if p.cfg.PIN == nil || r.has(optPublic) {
 		k |= kindPublic
 	}
-	fresh := r.has(optBypass) || p.cfg.DisableCache
-	ph, err := p.obtain(ctx, k, fresh, r.giveUp)
+	var ph *physical
+	var err error
+	if r.has(optIdle) {
+		ph, err = p.obtainIdle(ctx, k)
+	} else {
+		ph, err = p.obtain(ctx, k, r.has(optBypass) || p.cfg.DisableCache, r.giveUp)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +150,24 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh bool, giveUp <-chan str
 		}
 		ph.place, ph.resets = true, t.resets.Load()
 		return ph, nil
+	}
+}
+
+// obtainIdle gets a physical session from the cache.
+func (p *Pool) obtainIdle(ctx context.Context, k kind) (*physical, error) {
+	for {
+		found := p.token.cache.takeIdle(k)
+		if found == nil {
+			return nil, errBusy
+		}
+		ph, err := p.vet(ctx, found)
+		if err != nil {
+			return nil, err
+		}
+		if ph != nil {
+			p.token.counts.reused.Add(1)
+			return ph, nil
+		}
 	}
 }
 
