@@ -123,7 +123,7 @@ func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, pool.cfg.OpTimeout, &slowError{pool.cfg.OpTimeout})
 	defer cancel()
-	const tries = 8
+	const tries = 64
 	for try := 1; ; try++ {
 		p, err := t.openOnce(ctx, pool, k)
 		if c := classify(err); c != sessionBroken && c != loginLost && c != moduleLost || try == tries || ctx.Err() != nil {
