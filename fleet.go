@@ -114,8 +114,11 @@ func (h *HSM) DeleteEach(ctx context.Context, query Query) ([]EndpointResult, er
 	deleted := false
 	for i, m := range f.members {
 		if r := &f.results[i]; r.Outcome == Present {
-			r.settle(Deleted, remove(ctx, m, query))
-			deleted = true
+			err := remove(ctx, m, query)
+			if r.settle(Deleted, err); deleted && errors.Is(err, ErrKeyNotFound) {
+				r.settle(Absent, nil) // two endpoints are one HSM
+			}
+			deleted = deleted || err == nil
 		}
 	}
 	if err := f.err(fmt.Sprintf("deleting the key with %s", query)); err != nil || deleted {

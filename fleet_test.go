@@ -179,6 +179,30 @@ func TestAnImportFailsWhereAnotherKeyHasTheLabel(t *testing.T) {
 	}
 }
 
+func TestTwoEndpointsMayBeOneHSM(t *testing.T) {
+	l := newListed(t, "north", "east")
+	ctx := context.Background()
+	s, err := l.each[0].Source().Acquire(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := strings.Replace(l.list[0], "token=north", "serial="+s.Token().Info().Serial, 1)
+	s.Release()
+	test := &testhsm.HSM{Module: testhsm.ModulePath(), Labels: []string{"north"}}
+	l.open(t, test, l.list[0], again, l.list[1])
+	private := newKeys(t)[hsmkey.P256]
+	_, results, err := l.fleet.ImportEach(ctx, "key", private, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOutcomes(t, results, hsmkey.Imported, hsmkey.Present, hsmkey.Imported)
+	results, err = l.fleet.DeleteEach(ctx, hsmkey.Query{Label: "key"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOutcomes(t, results, hsmkey.Deleted, hsmkey.Absent, hsmkey.Deleted)
+}
+
 func TestWhatWorksIsDoneAlthoughAnEndpointIsDead(t *testing.T) {
 	l := newListed(t, "north", "west")
 	ctx := context.Background()

@@ -309,6 +309,22 @@ func TestDeadHSMsDoNotHideTheOthers(t *testing.T) {
 	servers[1].Continue()
 }
 
+func TestATokenThatIsNotThereIsAMistakeAndLacksNoKey(t *testing.T) {
+	test := testhsm.New(t, "north", "east")
+	_, uris := fleetOf(t, test)
+	c := config(test)
+	c.Balance.Lists = write(t, 0o600, uris[0], strings.ReplaceAll(uris[1], "east", "elsewhere"))
+	put(t, on(t, test, "north"), "demo", newKey(t))
+	r := run(t, c)
+	wantNames(t, checksOf(t, r, "elsewhere"), "connection=fail")
+	if f := r.Failures(); len(f) != 1 || !errors.Is(f[0].Err, hsmkey.ErrConfig) || errors.Is(f[0].Err, hsmkey.ErrSession) {
+		t.Errorf("%v", f)
+	}
+	if len(r.Keys) != 1 || r.Keys[0].Status != doctor.OK {
+		t.Errorf("%+v", r.Keys)
+	}
+}
+
 func TestEndpointsAreExaminedAtTheSameTime(t *testing.T) {
 	test := testhsm.New(t, "north", "east", "west")
 	c, _ := fleetOf(t, test)
