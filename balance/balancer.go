@@ -96,7 +96,7 @@ func (b *Balancer) emit(e Event) {
 // When nobody answers the error is a *FleetError, with each endpoint's own cause.
 // After Close it matches [sessionpool.ErrClosed].
 func (b *Balancer) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessionpool.Session, error) {
-	a := newAttempt(opts)
+	a := newAttempt(opts, !b.settings.Pool.DisableCache)
 	first := false
 	for {
 		changed := b.changed.next()
@@ -116,7 +116,7 @@ func (b *Balancer) Acquire(ctx context.Context, opts ...sessionpool.Option) (*se
 		case !busy(err):
 			return s, err
 		}
-		if !first && a.plain() {
+		if !first && len(opts) == 0 { // any session will do
 			if err := b.queue(ctx); err != nil {
 				return nil, err
 			}

@@ -98,6 +98,12 @@ func (m *member) keepBridge(b *bridge.Bridge) {
 	}
 }
 
+// room reports whether one more session can be opened.
+func (c *connection) room() bool {
+	s := c.pool.Stats()
+	return s.Open < s.Limit
+}
+
 // look opens a session, or finds a free one, and gives it back.
 func (c *connection) look(opts ...sessionpool.Option) error {
 	s, err := c.pool.Acquire(context.Background(), append(opts, sessionpool.NoWait())...)

@@ -12,26 +12,30 @@ import (
 
 // attempt is one caller's way through the fleet.
 type attempt struct {
-	opts  []sessionpool.Option // what the caller wants, without waiting
+	wish  []sessionpool.Option // what the caller asked for
+	opts  []sessionpool.Option // the same, without waiting
 	once  bool                 // a one-time PIN is among it
 	busy  []*member            // that answer, and have every session in use
 	tried []*member            // that failed
 	cause []error              // why
 }
 
-var noWait = []sessionpool.Option{sessionpool.NoWait()}
+var idle, noWait = []sessionpool.Option{sessionpool.Idle()}, []sessionpool.Option{sessionpool.NoWait()}
 
-func newAttempt(opts []sessionpool.Option) *attempt {
-	a := &attempt{opts: noWait}
-	if len(opts) > 0 {
-		a.opts = slices.Concat(opts, noWait)
-		a.once = slices.ContainsFunc(opts, sessionpool.Option.OneTime)
+// newAttempt begins an attempt. Usual sessions are taken from the caches, into
+// which visits put them; others the caller opens himself.
+func newAttempt(wish []sessionpool.Option, cached bool) *attempt {
+	a := &attempt{wish: wish, opts: noWait}
+	unusual := func(o sessionpool.Option) bool { return !o.Usual() }
+	if cached && !slices.ContainsFunc(wish, unusual) {
+		a.opts = idle
+	}
+	if len(wish) > 0 {
+		a.opts = slices.Concat(wish, a.opts)
+		a.once = slices.ContainsFunc(wish, sessionpool.Option.OneTime)
 	}
 	return a
 }
-
-// plain reports whether any session will do.
-func (a *attempt) plain() bool { return len(a.opts) == len(noWait) }
 
 // spent reports whether an error may mean that a one-time PIN was sent: it is not
 // sent to another HSM.
@@ -53,7 +57,10 @@ func (a *attempt) failed(m *member, err error) {
 // passing reports whether what a member failed with may be over already. One that
 // took all the time there is is not waited for twice.
 func (a *attempt) passing(m *member) bool {
-	err := a.cause[slices.Index(a.tried, m)]
+	return passing(a.cause[slices.Index(a.tried, m)])
+}
+
+func passing(err error) bool {
 	return errors.Is(err, sessionpool.ErrSession) && !errors.Is(err, sessionpool.ErrTimeout) &&
 		!errors.Is(err, sessionpool.ErrPIN) && !errors.Is(err, sessionpool.ErrUnsuitable)
 }

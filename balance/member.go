@@ -86,13 +86,13 @@ func (m *member) resume(was *suspension) {
 }
 
 // try asks the member for a session without waiting for others to release
-// theirs. Where all are in use and there may be more connections, it opens one.
+// theirs. Where there may be more of them, it waits for a visit that opens one.
 func (m *member) try(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
 	s, err := m.take(ctx, a)
 	if !busy(err) {
 		return s, err
 	}
-	v := m.grow()
+	v := m.more()
 	if v == nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (m *member) try(ctx context.Context, a *attempt) (*sessionpool.Session, err
 	return m.take(ctx, a)
 }
 
-// take takes a session of the first connection that has a free one.
+// take takes a session of the first connection that has one.
 func (m *member) take(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
 	used, full := false, error(nil)
 	for _, c := range m.ways() {

@@ -150,7 +150,8 @@ func (e Member) State() State {
 
 // Acquire hands out a session of this endpoint, suspended or not.
 func (e Member) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessionpool.Session, error) {
-	b, a := e.m.balancer, newAttempt(opts)
+	b := e.m.balancer
+	a := newAttempt(opts, !b.settings.Pool.DisableCache)
 	for {
 		changed := b.changed.next()
 		s, err := e.m.try(ctx, a)

@@ -4,14 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
 // visit is an attempt to open a session on a member, made in the background for
-// all who want to know: to see whether it answers again after a suspension, or to
-// open one more connection. There is one at a time, and nobody has to wait for it
+// all who want one: the first one, one more, or the one that shows whether the
+// HSM answers again after a suspension. There is one at a time, because HSMs do
+// not like to be logged in to many times at once, and nobody has to wait for it
 // who can turn to another HSM.
 type visit struct {
 	done chan struct{}
@@ -28,12 +30,12 @@ func (m *member) visit() *visit {
 	return m.visiting
 }
 
-// grow begins a visit that opens one more connection. It is nil where there may
-// be no more, or one is being opened.
-func (m *member) grow() *visit {
+// more begins a visit that opens one more session. It is nil where there may be
+// no more, or one is being opened.
+func (m *member) more() *visit {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.visiting != nil || !m.room() {
+	if m.visiting != nil || !m.room() && !slices.ContainsFunc(m.ways(), (*connection).room) {
 		return nil
 	}
 	return m.beginVisit()
@@ -48,9 +50,10 @@ func (m *member) beginVisit() *visit {
 	v := &visit{done: make(chan struct{})}
 	started := m.listed && m.balancer.tasks.start(func() {
 		was := m.suspended.Load()
+		began := time.Now()
 		v.err = m.look(was != nil)
-		if was == nil && v.err != nil && len(m.ways()) > 0 {
-			v.err = m.enough(v.err)
+		if passing(v.err) && time.Since(began) < m.balancer.settings.opTimeout()/4 {
+			v.err = m.look(was != nil)
 		}
 		switch {
 		case v.err == nil:
@@ -97,19 +100,24 @@ func (m *member) waitFor(ctx context.Context, v *visit) error {
 // abandoned with calls that hang.
 const maxAbandoned = 4
 
-// look opens a session, which is what a visit is for: after a suspension on a
-// connection that is there, since what the cache holds proves nothing, else on a
-// new one.
+// look opens a session and leaves it in the cache: on a connection that is there,
+// or on a new one. After a suspension it opens one that is fresh, since what the
+// cache holds proves nothing.
 func (m *member) look(suspended bool) error {
-	if suspended {
-		for _, c := range m.ways() {
-			if c.hangs() && m.mayAbandon() {
-				m.abandon(c)
-				continue
-			}
-			if err := c.look(sessionpool.Bypass()); !busy(err) {
-				return err
-			}
+	for _, c := range m.ways() {
+		if suspended && c.hangs() && m.mayAbandon() {
+			m.abandon(c)
+			continue
+		}
+		var err error
+		if suspended {
+			err = c.look(sessionpool.Bypass())
+		}
+		if err == nil {
+			err = c.look()
+		}
+		if !busy(err) {
+			return err
 		}
 	}
 	m.mu.Lock()
@@ -118,6 +126,15 @@ func (m *member) look(suspended bool) error {
 	if !room {
 		return errBusy
 	}
+	err := m.widen()
+	if err != nil && !suspended && len(m.ways()) > 0 {
+		return m.enough(err)
+	}
+	return err
+}
+
+// widen adds a connection, with a session.
+func (m *member) widen() error {
 	c, err := m.connect()
 	if err != nil {
 		return err
@@ -130,6 +147,9 @@ func (m *member) look(suspended bool) error {
 	default:
 		return err
 	}
+	m.mu.Lock()
+	m.draining[c] = false
+	m.mu.Unlock()
 	_ = m.drain(c) // it was never used
 	return err
 }

@@ -44,7 +44,7 @@ func (b *Balancer) leave() { <-b.turn }
 func (b *Balancer) await(ctx context.Context, changed <-chan struct{}, a *attempt) (*sessionpool.Session, error) {
 	stop := make(chan struct{})
 	defer close(stop)
-	opts := slices.Concat(a.opts[:len(a.opts)-len(noWait)], []sessionpool.Option{sessionpool.WaitUntil(stop)})
+	opts := slices.Concat(a.wish, []sessionpool.Option{sessionpool.WaitUntil(stop)})
 	free := make(chan *sessionpool.Session)
 	for _, m := range a.busy {
 		for _, c := range m.ways() {
