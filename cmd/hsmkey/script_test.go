@@ -57,6 +57,7 @@ func TestScripts(t *testing.T) {
 			"logins":  logins,
 			"serve":   serve,
 			"mode":    mode,
+			"hsm":     hsms(t),
 			"killed":  killed,
 		},
 	})

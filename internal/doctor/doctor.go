@@ -93,9 +93,9 @@ func (x *examination) library(ctx context.Context) bool {
 	const hint = "is the device connected, and its token initialised? `hsmkey init` makes a token for development"
 	switch {
 	case tokens == 0 && odd != nil:
-		x.checks.fail("slots", fmt.Errorf("%w: no token answers: %w", hsmkey.ErrSession, odd), hint)
+		x.checks.fail("slots", failure(hsmkey.ErrSession, odd, "no token answers"), hint)
 	case tokens == 0:
-		x.checks.fail("slots", fmt.Errorf("%w: %s, but no token", hsmkey.ErrConfig, count(len(info.Slots), "slot")), hint)
+		x.checks.fail("slots", failure(hsmkey.ErrConfig, nil, "%s, but no token", count(len(info.Slots), "slot")), hint)
 	case odd != nil:
 		x.checks.warn("slots", "if that is the wrong device, there is nothing to do", "%s; one does not answer: %v", strings.Join(words, ", "), odd)
 	default:

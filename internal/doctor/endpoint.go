@@ -80,7 +80,7 @@ func unreachable(e *Endpoint, err error) error {
 	if e.Transport == InProcess || errors.Is(err, hsmkey.ErrSession) || errors.Is(err, hsmkey.ErrTimeout) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", hsmkey.ErrSession, err)
+	return failure(hsmkey.ErrSession, err, "no session")
 }
 
 func connectionHint(t Transport, err error) string {
@@ -161,11 +161,11 @@ func checkPINState(found *checks, flags uint) bool {
 	case !has(pkcs11.CKF_LOGIN_REQUIRED):
 		return true
 	case !has(pkcs11.CKF_USER_PIN_INITIALIZED):
-		found.fail(name, fmt.Errorf("%w: the token has no user PIN yet", hsmkey.ErrPIN), "set one as its security officer, with the vendor's tool")
+		found.fail(name, failure(hsmkey.ErrPIN, nil, "the token has no user PIN yet"), "set one as its security officer, with the vendor's tool")
 	case has(pkcs11.CKF_USER_PIN_LOCKED):
-		found.fail(name, fmt.Errorf("%w: the user PIN is locked", hsmkey.ErrPIN), "the security officer has to set a new one")
+		found.fail(name, failure(hsmkey.ErrPIN, nil, "the user PIN is locked"), "the security officer has to set a new one")
 	case has(pkcs11.CKF_USER_PIN_FINAL_TRY):
-		found.fail(name, fmt.Errorf("%w: one try is left before the token locks, and is left to a person", hsmkey.ErrPIN), "log in once with the vendor's tool, then run this again")
+		found.fail(name, failure(hsmkey.ErrPIN, nil, "one try is left before the token locks, and it is left to a person"), "log in once with the vendor's tool, then run this again")
 	case has(pkcs11.CKF_USER_PIN_COUNT_LOW):
 		found.warn(name, "make sure that the PIN is right, before the token locks", "a wrong PIN was sent since the last login")
 		return true
@@ -210,7 +210,7 @@ func (x *examination) logIn(ctx context.Context, e *Endpoint, source sessionpool
 func checkAlgorithms(found *checks, e *Endpoint, token *sessionpool.Token) {
 	e.Algorithms = hsmkey.TokenAlgorithms(token)
 	if len(e.Algorithms) == 0 {
-		found.fail("mechanisms", fmt.Errorf("%w: the token lists no mechanism that signs tokens", hsmkey.ErrUnsupported), "is it the right token?")
+		found.fail("mechanisms", failure(hsmkey.ErrUnsupported, nil, "the token lists no mechanism that signs tokens"), "is it the right token?")
 		return
 	}
 	found.ok("mechanisms", "%s", Compact(e.Algorithms))

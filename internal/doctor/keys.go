@@ -120,7 +120,7 @@ func checkSignature(ctx context.Context, e *Endpoint, key *hsmkey.HSMJWK) {
 		_, err = verifier.Verify(ctx, token)
 	}
 	if err != nil {
-		found.fail(name, fmt.Errorf("%w: the key signs, but not by its public key: %w", hsmkey.ErrUnsupported, err), "does the public key on the token belong to the private key?")
+		found.fail(name, failure(hsmkey.ErrUnsupported, err, "the key signs, but not by its public key"), "does the public key on the token belong to the private key?")
 		return
 	}
 	e.Signature = Milliseconds(took)
@@ -180,7 +180,7 @@ func compareAsked(endpoints []*Endpoint) {
 	for _, e := range endpoints {
 		if len(e.keys) > 0 && e.keys[0].proof != right {
 			e.Key = Different
-			(*checks)(&e.Checks).fail("same key", fmt.Errorf("%w: it is not that of %s", hsmkey.ErrKeyMismatch, reference), differentHint)
+			(*checks)(&e.Checks).fail("same key", failure(hsmkey.ErrKeyMismatch, nil, "it is not the key that %s has under this name", reference), differentHint)
 		}
 	}
 }
@@ -277,7 +277,7 @@ func (k *Key) judge(listed, kids int, odd error, unusable bool) {
 		parts = append(parts, fmt.Sprintf(format, args...))
 	}
 	if on := strings.Join(k.Different, ", "); on != "" {
-		k.Err = fmt.Errorf("%w on %s", hsmkey.ErrKeyMismatch, on)
+		k.Err = failure(hsmkey.ErrKeyMismatch, nil, "another key on %s", on)
 		note(Fail, differentHint, "another key on %s", on)
 	}
 	if on := strings.Join(k.Ambiguous, ", "); on != "" {

@@ -29,7 +29,7 @@ func (c *checks) checkPINSource(origin PINOrigin) {
 	exposed, err := readableByOthers(origin.File)
 	switch {
 	case err != nil:
-		c.fail(name, fmt.Errorf("%w: %s: %w", hsmkey.ErrPIN, at, withoutPath(err)), "write the PIN to a file of mode 0600, and name that file")
+		c.fail(name, failure(hsmkey.ErrPIN, withoutPath(err), "%s", at), "write the PIN to a file of mode 0600, and name that file")
 	case exposed != "":
 		c.warn(name, "chmod 600 "+origin.File, "%s: %s", at, exposed)
 	default:

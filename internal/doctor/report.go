@@ -193,6 +193,31 @@ func (r *Report) conclude() {
 	}
 }
 
+// failure is an error in words of its own that matches a sentinel, and its cause
+// if it has one.
+func failure(sentinel, cause error, format string, args ...any) error {
+	return &failed{fmt.Sprintf(format, args...), sentinel, cause}
+}
+
+type failed struct {
+	text            string
+	sentinel, cause error
+}
+
+func (f *failed) Error() string {
+	if f.cause == nil {
+		return f.text
+	}
+	return f.text + ": " + f.cause.Error()
+}
+
+func (f *failed) Unwrap() []error {
+	if f.cause == nil {
+		return []error{f.sentinel}
+	}
+	return []error{f.sentinel, f.cause}
+}
+
 // checks is a list of checks that is being made.
 type checks []Check
 
