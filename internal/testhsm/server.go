@@ -1,6 +1,7 @@
 package testhsm
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -24,6 +25,7 @@ type Server struct {
 	network, dial string // how to reach the listening socket
 	client        string // value of P11_KIT_SERVER_ADDRESS for the client library
 	group         *group
+	tokens        tokenFiles
 }
 
 // Serve runs `p11-kit server` for the tokens of the HSM on a unix socket, and
@@ -37,6 +39,7 @@ func Serve(tb testing.TB, h *HSM) *Server {
 		argv: append([]string{mustProgram(tb, "p11-kit", "p11-kit"), "server",
 			"--foreground", "--provider", h.Module, "--name", socket}, h.tokenURIs()...),
 		env:     h.environ(),
+		tokens:  h.tokenFiles(tb),
 		network: "unix",
 		dial:    socket,
 		client:  "unix:path=" + socket,
@@ -80,6 +83,7 @@ func remote(tb testing.TB, h *HSM, address, listen, client string) *Server {
 		// In quotes, because colons and commas mean something to socat.
 		argv:    []string{socat, listen, "EXEC:'" + strings.Join(command, " ") + "'"},
 		env:     h.environ(),
+		tokens:  h.tokenFiles(tb),
 		network: "tcp",
 		dial:    address,
 		// p11-kit's client speaks to a command's standard input and output, too.
@@ -94,7 +98,7 @@ func (s *Server) begin() {
 	s.tb.Helper()
 	s.start()
 	s.tb.Cleanup(func() {
-		if err := s.group.kill(); err != nil {
+		if err := errors.Join(s.group.kill(), s.tokens.mend()); err != nil {
 			s.tb.Error(err)
 		}
 	})
@@ -149,7 +153,7 @@ func (s *Server) Continue() {
 // it returns connections are refused. Killing a dead server does nothing.
 func (s *Server) Kill() {
 	s.tb.Helper()
-	s.check(s.group.kill())
+	s.check(errors.Join(s.group.kill(), s.tokens.mend()))
 }
 
 // Restart kills the server if it still runs, starts it again at the same

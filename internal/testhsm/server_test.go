@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -190,4 +191,19 @@ func TestATLSServerWantsACertificateOfItsCA(t *testing.T) {
 			t.Errorf("%s: let in", name)
 		}
 	}
+}
+
+// SoftHSM2 that is killed during a login leaves an empty file behind.
+func TestAKilledServerLosesNoToken(t *testing.T) {
+	h := testhsm.NewDetached(t)
+	s := testhsm.Remote(t, h, "127.0.0.2:0")
+	paths, err := filepath.Glob(filepath.Join(h.Dir, "tokens", "*", "token.object"))
+	if err != nil || len(paths) != 1 {
+		t.Fatalf("token files %v, %v", paths, err)
+	}
+	if err := os.Truncate(paths[0], 0); err != nil {
+		t.Fatal(err)
+	}
+	s.Restart()
+	login(t, load(t, s.Client()))
 }
