@@ -307,6 +307,16 @@ func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 		in.reopen()
 		return fail(ErrTimeout, nil, "calls hang in the PKCS#11 library %s, it cannot be restarted", l.path)
 	}
+	if !l.private {
+		if others, err := l.leaveToOthers(in.module, timeout); others || err != nil {
+			l.generation.Add(1)
+			l.mu.Lock()
+			l.setReady(true)
+			l.mu.Unlock()
+			in.reopen()
+			return err
+		}
+	}
 	l.mu.Lock()
 	l.setReady(false)
 	l.ours = false
@@ -320,6 +330,25 @@ func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 	err = l.initialise()
 	in.reopen()
 	return err
+}
+
+// leaveToOthers closes what sessions of ours there are before C_Finalize, and
+// reports whether somebody else in the process has some, which would die with it.
+// A library that cannot close sessions any more is of no use to them either.
+func (l *library) leaveToOthers(m Module, timeout time.Duration) (bool, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return await(ctx, timeout, "closing sessions", func() (bool, error) {
+		for _, h := range l.handles.all() {
+			if ctx.Err() != nil {
+				return false, nil // nobody waits; the numbers may be others' by now
+			}
+			if err := m.CloseSession(h); err != nil && !gone(err) {
+				return false, nil
+			}
+		}
+		return inUse(m), nil
+	})
 }
 
 // replace abandons a private instance that hangs and loads a fresh copy.
@@ -358,46 +387,40 @@ func (l *library) release(ctx context.Context, timeout time.Duration) error {
 
 // finalise is the step of the last release. A pool that came meanwhile keeps
 // the library alive, or waits in use until this ends.
-func (l *library) finalise(timeout time.Duration) error {
+func (l *library) finalise(timeout time.Duration) (err error) {
 	in := l.current()
-	l.mu.Lock()
-	used := l.used
-	l.mu.Unlock()
-	if used && l.sharedWithOthers(in) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.setReady(l.pools > 0)
-		return nil
-	}
 	if !in.drain(timeout) {
 		in.reopen()
 		return fail(ErrTimeout, nil, "calls hang in the PKCS#11 library %s, it was not finalised", l.path)
 	}
 	defer in.reopen()
 	l.mu.Lock()
+	used, others := l.used, false
+	l.mu.Unlock()
+	if used && !l.private {
+		others, err = l.leaveToOthers(in.module, timeout)
+		l.generation.Add(1)
+	}
+	l.mu.Lock()
 	needed := l.pools > 0
 	l.setReady(needed)
-	l.ours, l.used = needed, needed
+	// What is left to others is theirs: they may finalise it at any time.
+	l.ours, l.used = needed || err != nil, needed
 	l.mu.Unlock()
-	if needed {
-		return nil
+	if needed || others || err != nil {
+		return err
 	}
-	err := in.module.Finalize()
+	err = in.module.Finalize()
 	if isCode(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
 		return nil
 	}
 	return err
 }
 
-// sharedWithOthers reports whether somebody else in the process has sessions,
-// who would die with C_Finalize. Ours are closed by now: a token that still
-// counts some, or on which a new session is logged in at once, is theirs too.
-func (l *library) sharedWithOthers(in *instance) bool {
-	if in.enter() != nil {
-		return false
-	}
-	defer in.leave()
-	m := in.module
+// inUse reports whether somebody else in the process has sessions. Ours are
+// closed by now: a token that still counts some, or on which a new session is
+// logged in at once, is theirs too.
+func inUse(m Module) bool {
 	slots, err := m.GetSlotList(true)
 	if err != nil {
 		return false

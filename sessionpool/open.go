@@ -3,6 +3,8 @@ package sessionpool
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/miekg/pkcs11"
@@ -33,6 +35,13 @@ func (h *handles) claim(p *physical) {
 		before.replaced.Store(true)
 	}
 	h.owner[p.handle] = p
+}
+
+// all lists the sessions that are open as far as we know.
+func (h *handles) all() []pkcs11.SessionHandle {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.owner))
 }
 
 func (h *handles) forget(p *physical) {
