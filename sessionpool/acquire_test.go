@@ -119,3 +119,26 @@ func TestACheckedConfigurationNeedsNoModule(t *testing.T) {
 		t.Errorf("MaxSessions -1: %v, want ErrConfig", err)
 	}
 }
+
+func TestWhoeverGivesUpDoesNotBlameTheHSM(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	s := acquire(t, p)
+	s.Close()
+	h.fault.FailAll("C_OpenSession", pkcs11.CKR_GENERAL_ERROR)
+	reached, release := h.fault.Hang("C_OpenSession")
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		<-reached
+		cancel()
+		release()
+	}()
+	_, err := p.Acquire(ctx)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, sessionpool.ErrSession) {
+		t.Errorf("got %v, want context.Canceled alone", err)
+	}
+	if n, _ := h.events.count(ofKind(sessionpool.HSMDown)); n != 0 {
+		t.Error("the HSM is said to be down")
+	}
+	h.fault.Clear()
+}

@@ -87,6 +87,15 @@ func waitError(ctx context.Context, what string) error {
 	return fmt.Errorf("%s: %w", what, cause)
 }
 
+// interrupted is the error of an attempt during which ctx ended: whatever else went
+// wrong then says nothing about the HSM.
+func interrupted(ctx context.Context, err error) error {
+	if errors.Is(err, ctx.Err()) {
+		return err
+	}
+	return waitError(ctx, err.Error())
+}
+
 // slowError is the cause of a context that ends because a step of several
 // PKCS#11 calls took longer than one call may.
 type slowError struct{ timeout time.Duration }

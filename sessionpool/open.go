@@ -63,7 +63,7 @@ func (t *Token) openPhysical(ctx context.Context, pool *Pool, k kind, anchor boo
 	const tries = 4
 	for try := 1; ; try++ {
 		if t.failures.Load() >= failuresBeforeRestart {
-			if err := t.restart(ctx, pool); err != nil {
+			if err := t.restart(ctx, pool); err != nil && ctx.Err() == nil {
 				return nil, t.down(err)
 			}
 		}
@@ -75,7 +75,10 @@ func (t *Token) openPhysical(ctx context.Context, pool *Pool, k kind, anchor boo
 		case tokenGone, hsmDown:
 			t.failures.Add(1)
 		}
-		if try == tries || ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil: // which says nothing about the HSM
+			return nil, interrupted(ctx, err)
+		case try == tries:
 			return nil, t.down(err)
 		}
 	}
@@ -135,8 +138,12 @@ func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, err
 	const tries = 64
 	for try := 1; ; try++ {
 		p, err := t.openOnce(ctx, pool, k)
-		if c := classify(err); c != sessionBroken && c != loginLost && c != moduleLost || try == tries || ctx.Err() != nil {
+		c := classify(err)
+		switch {
+		case c != sessionBroken && c != loginLost && c != moduleLost, try == tries:
 			return p, err
+		case ctx.Err() != nil:
+			return nil, interrupted(ctx, err)
 		}
 	}
 }

@@ -39,7 +39,10 @@ func Retry(ctx context.Context, src Source, fn func(*Session) error, opts ...Opt
 		case !errors.Is(err, ErrSession) && !errors.Is(err, ErrTimeout):
 			return err
 		}
-		if attempt == attempts || ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
+			return interrupted(ctx, err)
+		case attempt == attempts:
 			return err
 		}
 	}
