@@ -92,6 +92,8 @@ func (x *examination) library(ctx context.Context) bool {
 	}
 	const hint = "is the device connected, and its token initialised? `hsmkey init` makes a token for development"
 	switch {
+	case len(info.Slots) == 0:
+		x.checks.fail("slots", failure(hsmkey.ErrConfig, nil, "the library shows no slot"), hint)
 	case tokens == 0 && odd != nil:
 		x.checks.fail("slots", failure(hsmkey.ErrSession, odd, "no token answers"), hint)
 	case tokens == 0:
