@@ -167,6 +167,9 @@ func TestEventsAreForLogs(t *testing.T) {
 		t.Error("a wrong one-time PIN was accepted")
 	}
 	closePool(t, p)
+	if o, c := strings.Count(out.String(), "hsm session opened"), strings.Count(out.String(), "hsm session closed"); o != c {
+		t.Errorf("the log tells of %d sessions that were opened, %d that were closed", o, c)
+	}
 	for _, want := range []string{
 		`"msg":"hsm session opened"`, `"msg":"hsm logged in"`, `"level":"WARN","msg":"hsm login lost"`,
 		`"msg":"hsm session closed","event":{"kind":"session closed","token":"token \"hsmkey-test\"`, `"cause":"asked"`,

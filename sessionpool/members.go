@@ -21,12 +21,21 @@ func (m *members) add(p *Pool) {
 	m.pools[p] = struct{}{}
 }
 
-// remove reports whether p was the last member.
-func (m *members) remove(p *Pool) bool {
+// leave reports whether p is the last member, who stays to be told of the end.
+func (m *members) leave(p *Pool) (last bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.pools) == 1 {
+		return true
+	}
+	delete(m.pools, p)
+	return false
+}
+
+func (m *members) remove(p *Pool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.pools, p)
-	return len(m.pools) == 0
 }
 
 // limits are what the members agree on.

@@ -311,7 +311,7 @@ func describe(tokens []TokenInfo) string {
 func (t *Token) leave(ctx context.Context, p *Pool) error {
 	l := t.library
 	l.mu.Lock()
-	last := t.members.remove(p)
+	last := t.members.leave(p)
 	if last {
 		delete(l.tokens, t)
 	}
@@ -321,5 +321,6 @@ func (t *Token) leave(ctx context.Context, p *Pool) error {
 		return nil
 	}
 	t.sweeper.stop()
+	defer t.members.remove(p)
 	return t.closeAll(ctx)
 }
