@@ -277,6 +277,19 @@ func TestAcquireEndsWithItsContextWhereverTheLibraryHangs(t *testing.T) {
 	}
 }
 
+func TestAcquiringAOneTimeSessionEndsWithItsContext(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	reached, release := h.fault.Hang("C_Initialize")
+	defer release()
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { <-reached; cancel() }()
+	_, err := p.Acquire(ctx, sessionpool.OneTimePIN(testhsm.PIN))
+	if !errors.Is(err, context.Canceled) || errors.Is(err, sessionpool.ErrUnsupported) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
 func TestDoEndsWithItsContextWhileALostSessionIsReplaced(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t)

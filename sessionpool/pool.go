@@ -45,16 +45,15 @@ func New(cfg Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newPool(cfg, false)
+	return newPool(context.Background(), cfg, false)
 }
 
-func newPool(cfg Config, once bool) (*Pool, error) {
+func newPool(ctx context.Context, cfg Config, once bool) (*Pool, error) {
 	p := &Pool{cfg: cfg, once: once, pin: cfg.PIN, closing: make(chan struct{}), drained: make(chan struct{})}
 	var err error
 	if p.library, err = openLibrary(&p.cfg); err != nil {
 		return nil, err
 	}
-	ctx := context.Background()
 	if p.token, err = joinToken(ctx, p.library, p); err != nil {
 		return nil, errors.Join(err, p.library.release(ctx, cfg.OpTimeout))
 	}
@@ -187,6 +186,10 @@ func (p *Pool) vet(ctx context.Context, ph *physical) (*physical, error) {
 		t.discard(ph, CloseLost)
 		return nil, nil
 	}
+	if ph.resets != t.resets.Load() { // it was released as Reset began
+		t.discard(ph, CloseAsked)
+		return nil, nil
+	}
 	if ph.suspicion != t.suspicion.Load() {
 		in, err, left := ph.check(ctx, p.cfg.OpTimeout)
 		switch {
@@ -222,8 +225,12 @@ func (p *Pool) oneTime(ctx context.Context, r request) (*Session, error) {
 	cfg.Private, cfg.PIN, cfg.PINGuard = true, StaticPIN(r.pin), &PINGuard{}
 	cfg.MaxSessions, cfg.OnEvent = 1, nil
 	cfg.TokenLabel, cfg.TokenSerial, cfg.Slot = info.Label, info.Serial, nil
-	inner, err := newPool(cfg, true)
-	if err != nil {
+	inner, err := newPool(ctx, cfg, true)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil || errors.Is(err, ErrTimeout):
+		return nil, err
+	default:
 		return nil, fail(ErrUnsupported, err, "%s: a one-time PIN needs a second instance of the PKCS#11 library, which does not work", p.token.name)
 	}
 	opts := []Option{Bypass()}
