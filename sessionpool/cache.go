@@ -39,11 +39,20 @@ type grant struct {
 
 var errBusy = fail(ErrUnsuitable, nil, "every session is in use")
 
-func (c *cache) setLimits(l limits) {
+// setLimits takes out what is idle beyond the new limit.
+func (c *cache) setLimits(l limits) (excess []*physical) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.limits = l
+	for c.places-len(excess) > c.limit() {
+		p := c.oldest()
+		if p == nil {
+			break
+		}
+		excess = append(excess, p)
+	}
 	c.wake()
+	return excess
 }
 
 func (c *cache) limit() int {
@@ -178,12 +187,16 @@ func (c *cache) wake() {
 	}
 }
 
-// put makes a session idle.
-func (c *cache) put(p *physical) {
+// put makes a session idle, unless there are more than may be.
+func (c *cache) put(p *physical) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.places > c.limit() {
+		return false
+	}
 	c.putLocked(p)
 	c.wake()
+	return true
 }
 
 func (c *cache) putLocked(p *physical) {

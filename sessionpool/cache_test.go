@@ -333,6 +333,24 @@ func TestAtTheLimitAnIdleSessionMakesRoomForAnotherKind(t *testing.T) {
 	}
 }
 
+func TestASmallerLimitOfAnotherPoolIsKept(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	idle, used := acquire(t, p), []*sessionpool.Session{acquire(t, p), acquire(t, p)}
+	idle.Release()
+	h.pool(t, func(c *sessionpool.Config) { c.MaxSessions = 1 })
+	h.events.wait(t, 2, closedBy(sessionpool.CloseLimit)) // both pools are told
+	for _, s := range used {
+		if err := ping(s); err != nil {
+			t.Errorf("a session in use: %v", err)
+		}
+		s.Release()
+	}
+	if st := p.Stats(); st.Open != 1 || st.Idle != 1 || st.Limit != 1 {
+		t.Errorf("stats %+v, want one session left", st)
+	}
+}
+
 func TestTheTokensOwnLimitLowersOurs(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t, func(c *sessionpool.Config) { c.MaxSessions = 8 })

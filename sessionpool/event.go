@@ -40,7 +40,7 @@ const (
 	CloseAsked CloseCause = iota + 1 // Close, Bypass, no cache, or the end of the pool
 	CloseIdle                        // idle for longer than IdleTimeout
 	CloseLost                        // broken: session, login, token or HSM were lost
-	CloseLimit                       // to make room for a session of another kind
+	CloseLimit                       // to make room for a session of another kind, or to keep a smaller limit
 )
 
 var causeNames = map[CloseCause]string{

@@ -91,7 +91,10 @@ func (t *Token) emit(e Event) {
 	t.members.emit(e)
 }
 
-// applyLimits makes the cache keep to what the members agree on.
-func (t *Token) applyLimits() {
-	t.cache.setLimits(t.members.limits(t.Info()))
+// applyLimits makes the cache keep to what the members agree on. What is idle
+// beyond that is closed in the background.
+func (t *Token) applyLimits(p *Pool) {
+	for _, excess := range t.cache.setLimits(t.members.limits(t.Info())) {
+		p.later(func() { t.discard(excess, CloseLimit) })
+	}
 }

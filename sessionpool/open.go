@@ -222,6 +222,13 @@ func (t *Token) shut(ctx context.Context, p *physical, cause CloseCause) (left b
 	return left
 }
 
+// keep puts a session into the cache, if there is room for it.
+func (t *Token) keep(p *physical) {
+	if !t.cache.put(p) {
+		t.discard(p, CloseLimit)
+	}
+}
+
 // discard closes a session physically and gives up its place.
 func (t *Token) discard(p *physical, cause CloseCause) {
 	if left := t.shut(context.Background(), p, cause); !left && p.place {

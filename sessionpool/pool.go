@@ -206,7 +206,7 @@ func (p *Pool) vet(ctx context.Context, ph *physical) (*physical, error) {
 		// Another pool logged in.
 		if err := t.ensureLogin(ctx, p, ph); err != nil {
 			if !ph.orphaned() {
-				t.cache.put(ph)
+				t.keep(ph)
 			}
 			return nil, err
 		}

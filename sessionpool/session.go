@@ -250,7 +250,7 @@ func (s *Session) giveBack() {
 	case s.ended.Load() == byClose || p.bypass || s.pool.cfg.DisableCache || s.pool.isClosed():
 		t.discard(p, CloseAsked)
 	default:
-		t.cache.put(p)
+		t.keep(p)
 	}
 }
 

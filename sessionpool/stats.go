@@ -24,7 +24,7 @@ type Stats struct {
 	ClosedAsked uint64 // closed by Close, Bypass, without cache, or with the pool
 	ClosedIdle  uint64 // closed by the idle timeout
 	ClosedLost  uint64 // closed because session, login, token or HSM were lost
-	ClosedLimit uint64 // closed to make room for another kind
+	ClosedLimit uint64 // closed to make room for another kind, or to keep a smaller limit
 	Logins      uint64 // logins that succeeded
 	Recoveries  uint64 // calls made again on a renewed session, unnoticed by the caller
 	Timeouts    uint64 // calls that took longer than OpTimeout

@@ -109,7 +109,7 @@ func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
 	}
 	t.adopt(found)
 	t.members.add(p)
-	t.applyLimits()
+	t.applyLimits(p)
 	return t, nil
 }
 
@@ -317,7 +317,7 @@ func (t *Token) leave(ctx context.Context, p *Pool) error {
 	}
 	l.mu.Unlock()
 	if !last {
-		t.applyLimits()
+		t.applyLimits(p)
 		return nil
 	}
 	t.sweeper.stop()
