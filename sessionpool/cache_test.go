@@ -85,16 +85,17 @@ func TestAnIdleSessionIsClosedAfterTheTimeoutWithoutTraffic(t *testing.T) {
 func TestAnIdleSessionIsClosedAfterTheTimeoutUnderTraffic(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t, func(c *sessionpool.Config) { c.IdleTimeout = 100 * time.Millisecond })
-	a, b := acquire(t, p), acquire(t, p)
-	b.Release()
-	a.Release()
-	// a is used all the time, newest first; b never is.
+	used, unused := acquire(t, p), acquire(t, p)
+	defer used.Release()
+	before := handle(t, used)
+	unused.Release()
 	until(t, "the unused session is closed", func() bool {
-		s := acquire(t, p)
-		s.Release()
+		if err := ping(used); err != nil {
+			t.Error(err)
+		}
 		return p.Stats().ClosedIdle == 1
 	})
-	if st := p.Stats(); st.Open != 1 || st.Logins != 1 {
+	if st := p.Stats(); st.Logins != 1 || !st.LoggedIn || handle(t, used) != before {
 		t.Errorf("stats %+v, want the used session still open and one login", st)
 	}
 }
