@@ -104,7 +104,7 @@ func (b *Balancer) Acquire(ctx context.Context, opts ...sessionpool.Option) (*se
 		if f == nil {
 			return nil, errClosed
 		}
-		s, err := f.acquire(ctx, b, a)
+		s, err := f.acquire(ctx, b, &a)
 		switch {
 		case b.fleet.Load() != f:
 			// The lists changed meanwhile: sessions of old ones are not handed out.
@@ -124,7 +124,7 @@ func (b *Balancer) Acquire(ctx context.Context, opts ...sessionpool.Option) (*se
 			first = true
 			continue // that may have lasted
 		}
-		if s, err = b.await(ctx, changed, a); s != nil && b.fleet.Load() != f {
+		if s, err = b.await(ctx, changed, &a); s != nil && b.fleet.Load() != f {
 			s.Close()
 			continue
 		}

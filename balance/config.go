@@ -99,18 +99,14 @@ func (c Config) check() (*settings, error) {
 		if name, value, ok := strings.Cut(pair, "="); !ok || name == "" || value == "" {
 			return bad("%q is not NAME=value (HSM_REMOTE_ENV)", pair)
 		}
+		if rest := strings.NewReplacer("{host}", "", "{port}", "").Replace(pair); strings.ContainsAny(rest, "{}") {
+			return bad("%q: there are {host} and {port} to be replaced, and nothing else (HSM_REMOTE_ENV)", pair)
+		}
 	}
-	if s.Remote == RemoteModule && len(s.env) == 0 {
+	if s.Remote == RemoteModule && !strings.Contains(c.RemoteEnv, "{host}") {
 		return bad("with the remote kind %s the library must be told where its HSM is, as in DFENCE_PKCS11_IP={host} (HSM_REMOTE_ENV)", RemoteModule)
 	}
-	switch files := []string{c.TLSCA, c.TLSCert, c.TLSKey}; strings.Join(files, "") {
-	case "":
-	default:
-		for _, f := range files {
-			if f == "" {
-				return bad("TLS needs a CA, a certificate and a key (HSM_TLS_CA, HSM_TLS_CERT, HSM_TLS_KEY)")
-			}
-		}
+	if c.TLSCA+c.TLSCert+c.TLSKey != "" {
 		config, err := bridge.LoadTLS(c.TLSCA, c.TLSCert, c.TLSKey)
 		if err != nil {
 			return nil, err
@@ -125,7 +121,12 @@ func (c Config) check() (*settings, error) {
 func (s *settings) accept(lists Lists) error {
 	for _, list := range lists {
 		for _, e := range list.Endpoints {
-			if e.ModulePath != "" || s.Remote != RemoteP11Kit {
+			switch {
+			case e.ModulePath != "":
+				continue
+			case s.Remote == RemoteModule && s.Pool.Module == "":
+				return fmt.Errorf("%w: no PKCS#11 library is configured for %s (set HSM_MODULE or --module)", sessionpool.ErrConfig, e)
+			case s.Remote == RemoteModule:
 				continue
 			}
 			if s.client == "" {

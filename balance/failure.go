@@ -24,8 +24,8 @@ var idle, noWait = []sessionpool.Option{sessionpool.Idle()}, []sessionpool.Optio
 
 // newAttempt begins an attempt. Usual sessions are taken from the caches, into
 // which visits put them; others the caller opens himself.
-func newAttempt(wish []sessionpool.Option, cached bool) *attempt {
-	a := &attempt{wish: wish, opts: noWait}
+func newAttempt(wish []sessionpool.Option, cached bool) attempt {
+	a := attempt{wish: wish, opts: noWait}
 	unusual := func(o sessionpool.Option) bool { return !o.Usual() }
 	if cached && !slices.ContainsFunc(wish, unusual) {
 		a.opts = idle

@@ -116,12 +116,12 @@ func (m *member) take(ctx context.Context, a *attempt) (*sessionpool.Session, er
 			full = err
 		default:
 			err = c.explain(err)
-			m.judge(ctx, a, err)
+			m.judge(ctx, a.once, err)
 			return nil, err
 		}
 	}
 	if full != nil && !used {
-		m.judge(ctx, a, full)
+		m.judge(ctx, a.once, full)
 		return nil, full
 	}
 	return nil, errBusy
@@ -132,10 +132,10 @@ func (m *member) take(ctx context.Context, a *attempt) (*sessionpool.Session, er
 func tooMany(err error) bool { return errors.Is(err, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)) }
 
 // judge keeps the books on whether the member answers.
-func (m *member) judge(ctx context.Context, a *attempt, err error) {
+func (m *member) judge(ctx context.Context, once bool, err error) {
 	switch {
 	case err == nil, ctx.Err() != nil, errors.Is(err, sessionpool.ErrUnsuitable), errors.Is(err, sessionpool.ErrClosed):
-	case a.once && !errors.Is(err, sessionpool.ErrSession) && !errors.Is(err, sessionpool.ErrTimeout):
+	case once && !errors.Is(err, sessionpool.ErrSession) && !errors.Is(err, sessionpool.ErrTimeout):
 		// A one-time PIN is the caller's own affair.
 	default:
 		m.suspend(nil, err)

@@ -154,12 +154,12 @@ func (e Member) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessi
 	a := newAttempt(opts, !b.settings.Pool.DisableCache)
 	for {
 		changed := b.changed.next()
-		s, err := e.m.try(ctx, a)
+		s, err := e.m.try(ctx, &a)
 		if !busy(err) {
 			return s, err
 		}
 		a.busy = []*member{e.m}
-		if s, err = b.await(ctx, changed, a); s != nil || err != nil {
+		if s, err = b.await(ctx, changed, &a); s != nil || err != nil {
 			return s, err
 		}
 	}

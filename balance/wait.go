@@ -45,12 +45,12 @@ func (b *Balancer) await(ctx context.Context, changed <-chan struct{}, a *attemp
 	stop := make(chan struct{})
 	defer close(stop)
 	opts := slices.Concat(a.wish, []sessionpool.Option{sessionpool.WaitUntil(stop)})
-	free := make(chan *sessionpool.Session)
+	free, once := make(chan *sessionpool.Session), a.once
 	for _, m := range a.busy {
 		for _, c := range m.ways() {
 			b.tasks.start(func() {
 				s, err := c.pool.Acquire(ctx, opts...)
-				if m.judge(ctx, a, c.explain(err)); err != nil && (busy(err) || errors.Is(err, sessionpool.ErrClosed)) {
+				if m.judge(ctx, once, c.explain(err)); err != nil && (busy(err) || errors.Is(err, sessionpool.ErrClosed)) {
 					return
 				}
 				select {
