@@ -12,26 +12,33 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// instance is one loaded copy of a library. It counts the calls that are inside
-// of it, because C_Finalize is undefined while there are any: whoever wants to
-// finalise closes the gate, waits until it is empty, and opens it again.
+// instance is one loaded copy of a library.
 type instance struct {
 	module Module
 	// generation is the library's; it changes only while the gate is shut, so
 	// that no call comes with a handle of an older one.
 	generation *atomic.Uint64
-	inside     atomic.Int64
-	shut       atomic.Bool
-	empty      chan struct{} // told, without waiting, when the last call leaves a shut gate
+	*gate
 }
+
+// gate counts the calls that are inside of a loaded copy, however it is decorated,
+// because C_Finalize is undefined while there are any: whoever wants to finalise
+// shuts the gate, waits until nobody is inside, and opens it again.
+type gate struct {
+	inside atomic.Int64
+	shut   atomic.Bool
+	empty  chan struct{} // told, without waiting, when the last call leaves a shut gate
+}
+
+func newGate() *gate { return &gate{empty: make(chan struct{}, 1)} }
 
 // errShut is what a call meets at a shut gate.
 var errShut = fail(ErrSession, pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED), "the PKCS#11 library is being finalised")
 
-func (in *instance) enter() error {
-	in.inside.Add(1)
-	if in.shut.Load() {
-		in.leave()
+func (g *gate) enter() error {
+	g.inside.Add(1)
+	if g.shut.Load() {
+		g.leave()
 		return errShut
 	}
 	return nil
@@ -49,10 +56,10 @@ func (in *instance) enterFor(generation uint64) error {
 	return nil
 }
 
-func (in *instance) leave() {
-	if in.inside.Add(-1) == 0 && in.shut.Load() {
+func (g *gate) leave() {
+	if g.inside.Add(-1) == 0 && g.shut.Load() {
 		select {
-		case in.empty <- struct{}{}:
+		case g.empty <- struct{}{}:
 		default:
 		}
 	}
@@ -60,28 +67,28 @@ func (in *instance) leave() {
 
 // drain shuts the gate and waits until no call is inside. It reports whether
 // that came true in time.
-func (in *instance) drain(timeout time.Duration) bool {
-	in.shut.Store(true)
+func (g *gate) drain(timeout time.Duration) bool {
+	g.shut.Store(true)
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
-	for in.inside.Load() > 0 {
+	for g.inside.Load() > 0 {
 		select {
-		case <-in.empty:
+		case <-g.empty:
 		case <-timer.C:
-			return in.inside.Load() == 0
+			return g.inside.Load() == 0
 		}
 	}
 	return true
 }
 
 // reopen lets calls in again.
-func (in *instance) reopen() { in.shut.Store(false) }
+func (g *gate) reopen() { g.shut.Store(false) }
 
-func (l *library) newInstance(m Module) *instance {
+func (l *library) newInstance(m Module, g *gate) *instance {
 	if l.wrap != nil {
 		m = l.wrap(m)
 	}
-	return &instance{module: m, generation: &l.generation, empty: make(chan struct{}, 1)}
+	return &instance{module: m, generation: &l.generation, gate: g}
 }
 
 // copyLibrary copies a library, so that the loader, which knows libraries by

@@ -89,7 +89,7 @@ func openLibrary(cfg *Config) (*library, error) {
 		l.args, l.restarted = cfg.ModuleArgs, time.Time{}
 		if l.wrap != nil || cfg.Wrap != nil {
 			l.wrap = cfg.Wrap
-			l.instance = l.newInstance(l.native)
+			l.instance = l.newInstance(l.native, l.instance.gate)
 		}
 	}
 	l.pools++
@@ -123,7 +123,7 @@ func openPrivate(cfg *Config) (*library, error) {
 	if l.native == nil {
 		return l, l.load()
 	}
-	l.instance = l.newInstance(l.native)
+	l.instance = l.newInstance(l.native, l.instance.gate)
 	return l, nil
 }
 
@@ -152,7 +152,7 @@ func (l *library) load() error {
 		return err
 	}
 	l.native = n
-	l.instance = l.newInstance(n)
+	l.instance = l.newInstance(n, newGate())
 	return nil
 }
 
@@ -358,7 +358,7 @@ func (l *library) replace() error {
 		return err
 	}
 	l.mu.Lock()
-	l.native, l.instance = n, l.newInstance(n)
+	l.native, l.instance = n, l.newInstance(n, newGate())
 	l.setReady(false)
 	l.mu.Unlock()
 	return l.initialise()
