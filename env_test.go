@@ -80,6 +80,39 @@ func TestEveryVariableIsRead(t *testing.T) {
 	}
 }
 
+func TestTheSessionCacheIsOnUnlessItsVariableSaysOtherwise(t *testing.T) {
+	test := testhsm.New(t)
+	for variable, opened := range map[string]int{
+		"HSM_DISABLE_SESSION_CACHE=": 0, "HSM_DISABLE_SESSION_CACHE=0": 0, "HSM_DISABLE_SESSION_CACHE=1": 3,
+	} {
+		module, calls := testhsm.Spy(t, test)
+		setenv(t, append(test.Env(), "HSM_MODULE="+module, variable)...)
+		h, err := hsmkey.Open(context.Background(), fromEnv(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list := func() {
+			if _, err := h.Keys(context.Background()); err != nil {
+				t.Errorf("%s: %v", variable, err)
+			}
+		}
+		list()
+		before := calls("C_OpenSession")
+		for range 3 {
+			list()
+		}
+		if n := calls("C_OpenSession") - before; n != opened {
+			t.Errorf("%s: three calls opened %d sessions, want %d", variable, n, opened)
+		}
+		if n := calls("C_Login"); n != 1 {
+			t.Errorf("%s: %d logins, want one", variable, n)
+		}
+		if err := h.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestThePINComesFromItsFile(t *testing.T) {
 	test := testhsm.New(t)
 	file := filepath.Join(t.TempDir(), "pin")
