@@ -37,10 +37,21 @@ func newAttempt(wish []sessionpool.Option, cached bool) attempt {
 	return a
 }
 
-// spent reports whether an error may mean that a one-time PIN was sent: it is not
-// sent to another HSM.
-func (a *attempt) spent(err error) bool {
-	return a.once && !errors.Is(err, sessionpool.ErrUnsuitable)
+// over takes note of how asking a member went. It reports whether that was the
+// end of it: there is a session, or it makes no sense to ask another one. A
+// one-time PIN may have been sent, and is not sent to another HSM.
+func (a *attempt) over(ctx context.Context, m *member, err error) bool {
+	switch {
+	case err == nil, ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed):
+		return true
+	case busy(err):
+		a.busy = append(a.busy, m)
+		return false
+	case a.once && !errors.Is(err, sessionpool.ErrUnsuitable):
+		return true
+	}
+	a.failed(m, err)
+	return false
 }
 
 func (a *attempt) has(m *member) bool { return slices.Contains(a.tried, m) }

@@ -65,19 +65,23 @@ func (f *fleet) use(b *Balancer, current, next int64) {
 // acquire asks the members of one list in turn. Without session and error the
 // list has nobody that answers.
 func (q *squad) acquire(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
-	for m := range q.inTurn(a) {
-		s, err := m.try(ctx, a)
-		switch {
-		case err == nil:
-			return s, nil
-		case ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed):
-			return nil, err
-		case busy(err):
-			a.busy = append(a.busy, m)
-		case a.spent(err):
-			return nil, err
-		default:
-			a.failed(m, err)
+	var places [MaxEndpoints]*member
+	for i, m := range q.inTurn(a, places[:0]) {
+		s, err := m.take(ctx, a)
+		if i == 0 && busy(err) {
+			s, err = m.grow(ctx, a) // whose turn it is may open one more
+		}
+		if a.over(ctx, m, err) {
+			return s, err
+		}
+	}
+	// None of the others has one to spare: they may open one more as well.
+	busy := a.busy
+	a.busy = nil
+	for _, m := range busy {
+		s, err := m.grow(ctx, a)
+		if a.over(ctx, m, err) {
+			return s, err
 		}
 	}
 	if len(a.busy) > 0 {
@@ -86,29 +90,31 @@ func (q *squad) acquire(ctx context.Context, a *attempt) (*sessionpool.Session, 
 	return nil, nil
 }
 
-// inTurn yields the members that are up, beginning with the one whose turn it is.
-// Those whose suspension has passed are looked after, in the background.
-func (q *squad) inTurn(a *attempt) func(yield func(*member) bool) {
-	return func(yield func(*member) bool) {
-		up := make([]*member, 0, MaxEndpoints)
-		for _, m := range q.members {
-			switch s := m.suspended.Load(); {
-			case s == nil:
-				up = append(up, m)
-			case !time.Now().Before(s.until):
-				m.visit()
-			}
-		}
-		if len(up) == 0 {
-			return
-		}
-		first := int((q.next.Add(1) - 1) % uint64(len(up)))
-		for i := range up {
-			if m := up[(first+i)%len(up)]; !a.has(m) && !yield(m) {
-				return
-			}
+// inTurn appends the members that are up to order, beginning with the one whose
+// turn it is. Those whose suspension has passed are looked after in the
+// background.
+func (q *squad) inTurn(a *attempt, order []*member) []*member {
+	var up [MaxEndpoints]*member
+	n := 0
+	for _, m := range q.members {
+		switch s := m.suspended.Load(); {
+		case s == nil:
+			up[n] = m
+			n++
+		case !time.Now().Before(s.until):
+			m.visit()
 		}
 	}
+	if n == 0 {
+		return nil
+	}
+	first := int((q.next.Add(1) - 1) % uint64(n))
+	for i := range n {
+		if m := up[(first+i)%n]; !a.has(m) {
+			order = append(order, m)
+		}
+	}
+	return order
 }
 
 // alive reports whether a member of the list is not suspended.
@@ -140,21 +146,20 @@ func (f *fleet) lastResort(ctx context.Context, b *Balancer, a *attempt) (*sessi
 	}
 	for range visits {
 		got := <-answers
-		var s *sessionpool.Session
-		err := got.err
-		if err == nil || busy(err) {
-			s, err = got.member.take(ctx, a)
-		}
 		switch {
-		case err == nil:
-			f.use(b, f.current.Load(), int64(got.list))
-			return s, nil
-		case ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed), err != got.err && a.spent(err): //nolint:errorlint // what the visit met is not the caller's PIN
-			return nil, err
-		case busy(err):
-			a.busy = append(a.busy, got.member)
+		case got.err == nil, busy(got.err):
+		case ctx.Err() != nil, errors.Is(got.err, sessionpool.ErrClosed):
+			return nil, got.err
 		default:
-			a.failed(got.member, err)
+			a.failed(got.member, got.err)
+			continue
+		}
+		s, err := got.member.take(ctx, a)
+		if a.over(ctx, got.member, err) {
+			if s != nil {
+				f.use(b, f.current.Load(), int64(got.list))
+			}
+			return s, err
 		}
 	}
 	if len(a.busy) > 0 {

@@ -85,16 +85,12 @@ func (m *member) resume(was *suspension) {
 	}
 }
 
-// try asks the member for a session without waiting for others to release
-// theirs. Where there may be more of them, it waits for a visit that opens one.
-func (m *member) try(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
-	s, err := m.take(ctx, a)
-	if !busy(err) {
-		return s, err
-	}
+// grow waits for a visit that opens one more session, if there may be one more,
+// and takes a session that is not in use.
+func (m *member) grow(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
 	v := m.more()
 	if v == nil {
-		return nil, err
+		return nil, errBusy
 	}
 	if err := m.waitFor(ctx, v); err != nil {
 		return nil, err

@@ -154,7 +154,10 @@ func (e Member) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessi
 	a := newAttempt(opts, !b.settings.Pool.DisableCache)
 	for {
 		changed := b.changed.next()
-		s, err := e.m.try(ctx, &a)
+		s, err := e.m.take(ctx, &a)
+		if busy(err) {
+			s, err = e.m.grow(ctx, &a)
+		}
 		if !busy(err) {
 			return s, err
 		}
