@@ -279,15 +279,35 @@ func TestAcquireEndsWithItsContextWhereverTheLibraryHangs(t *testing.T) {
 
 func TestAcquiringAOneTimeSessionEndsWithItsContext(t *testing.T) {
 	h := newHSM(t)
-	p := h.pool(t)
+	initialised := make(chan struct{}, 2)
+	p := h.pool(t, func(c *sessionpool.Config) {
+		c.Wrap = func(m sessionpool.Module) sessionpool.Module {
+			return h.fault.Wrap(&tellsInitialize{Module: m, done: initialised})
+		}
+	})
+	<-initialised
 	reached, release := h.fault.Hang("C_Initialize")
-	defer release()
+	defer func() {
+		release()
+		<-initialised // before the test's directory goes
+	}()
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-reached; cancel() }()
 	_, err := p.Acquire(ctx, sessionpool.OneTimePIN(testhsm.PIN))
 	if !errors.Is(err, context.Canceled) || errors.Is(err, sessionpool.ErrUnsupported) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
+}
+
+// tellsInitialize tells when C_Initialize has returned.
+type tellsInitialize struct {
+	sessionpool.Module
+	done chan<- struct{}
+}
+
+func (m *tellsInitialize) Initialize(opts ...pkcs11.InitializeOption) error {
+	defer func() { m.done <- struct{}{} }()
+	return m.Module.Initialize(opts...)
 }
 
 func TestDoEndsWithItsContextWhileALostSessionIsReplaced(t *testing.T) {
