@@ -6,7 +6,15 @@ import (
 	"fmt"
 
 	"github.com/hsmkey/hsmkey/balance"
+	"github.com/hsmkey/hsmkey/sessionpool"
 )
+
+// voters is a source of sessions of many HSMs that are to hold the same keys: a
+// [balance.Balancer], and what wraps one.
+type voters interface {
+	sessionpool.Source
+	Members() []balance.Member
+}
 
 // elect asks every HSM of the current balance list that is not suspended which
 // key the query matches, all at once, and returns the one that most of them have,
@@ -15,9 +23,9 @@ import (
 // backup, must not decide for a whole process what its tokens are signed with.
 //
 // Without key and error no HSM has said anything, or there is but one to ask.
-func elect(ctx context.Context, b *balance.Balancer, query Query) (*material, error) {
+func elect(ctx context.Context, f voters, query Query) (*material, error) {
 	var members []balance.Member
-	for _, m := range b.Members() {
+	for _, m := range f.Members() {
 		if m.Current && m.State() == balance.Up {
 			members = append(members, m)
 		}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
@@ -26,7 +25,7 @@ const (
 // The error matches ErrKeyNotFound if no key matches, ErrAmbiguous if several
 // do, ErrUnsupported if the key is of a kind that cannot sign tokens.
 //
-// Of the HSMs of a [balance.Balancer] those that answer are asked, and where they
+// Of the HSMs of a [github.com/hsmkey/hsmkey/balance.Balancer] those that answer are asked, and where they
 // disagree on which key it is, most of them are right, or the one that stands
 // first in the list. The others are left out. Over another source of several
 // tokens the first that has the key answers.
@@ -35,8 +34,8 @@ func FromHSM(ctx context.Context, source sessionpool.Source, query Query) (*HSMJ
 		return nil, err
 	}
 	query = query.clone()
-	if b, ok := source.(*balance.Balancer); ok {
-		if found, err := elect(ctx, b, query); found != nil || err != nil {
+	if f, ok := source.(voters); ok {
+		if found, err := elect(ctx, f, query); found != nil || err != nil {
 			return newKey(found, source), err
 		}
 	}

@@ -3,6 +3,7 @@ package balance_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -111,9 +112,10 @@ func BenchmarkEndpointsAddUp(b *testing.B) {
 		group.Wait()
 		return float64(endpoints*each) / time.Since(start).Seconds()
 	}
-	var ratio float64
+	var ratios []float64
 	for b.Loop() {
-		ratio = rate(balance.MaxEndpoints) / rate(1)
+		ratios = append(ratios, rate(balance.MaxEndpoints)/rate(1))
 	}
-	b.ReportMetric(ratio, "x16/x1")
+	slices.Sort(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "x16/x1")
 }

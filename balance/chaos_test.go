@@ -225,6 +225,30 @@ func TestChaosCutConnections(t *testing.T) {
 	c.inUse(c.active)
 }
 
+// One HSM of the active list has another key under the label, also when nobody
+// else of that list is left.
+func TestChaosAnotherKey(t *testing.T) {
+	odd := testhsm.Remote(t, oddHSM(t, newKey(t)), "127.0.0.9:0")
+	servers, content := serve(t, 0, 1)
+	others, passive := serve(t, 3, 4)
+	c := startChaos(t, append(servers, others...), list(t, address(t, odd)+content), list(t, passive))
+	for range rounds(1, 10) {
+		for _, s := range servers {
+			s.Kill()
+			c.suspended(s)
+			c.more()
+		}
+		for _, s := range servers {
+			s.Restart()
+			c.used(s)
+		}
+		c.more()
+	}
+	if e := c.state(odd); e.LeftOut == 0 || e.State != balance.Up {
+		t.Errorf("stats %+v, want it up, and left out", e)
+	}
+}
+
 func TestChaosRewriteTheList(t *testing.T) {
 	events := newRecorder()
 	c := newChaos(t, func(s *setup) {
