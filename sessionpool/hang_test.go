@@ -271,7 +271,7 @@ func TestAcquireEndsWithItsContextWhereverTheLibraryHangs(t *testing.T) {
 			case <-time.After(20 * time.Second):
 				t.Error("it did not end")
 				release()
-				<-ended
+				_ = <-ended
 			}
 		})
 	}

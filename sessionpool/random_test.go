@@ -85,11 +85,11 @@ func randomRound(t *testing.T, h *hsm, pub *ecdsa.PublicKey, seed uint64) {
 			}
 			// Disasters come by the work that is done, not by the clock: on a
 			// busy machine nothing would get done between two of them.
-			if now := signed.Load(); now < last+100 {
+			now := signed.Load()
+			if now < last+100 {
 				continue
-			} else {
-				last = now
 			}
+			last = now
 			switch meddle.IntN(8) {
 			case 0:
 				h.fault.LoseLogin()

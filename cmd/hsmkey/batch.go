@@ -168,7 +168,6 @@ type batchRun struct {
 	claims   claimsMaker
 	out      *batchfile.Output // nil: standard output
 	progress *progress
-	readErr  error
 	signed   int
 	skipped  int
 	sessions int
