@@ -382,7 +382,7 @@ func TestAHangBecomesATimeoutAndLeavesTheCallersBufferAlone(t *testing.T) {
 	c := config(testhsm.New(t))
 	signed := make(chan string, 1)
 	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module { return injector.Wrap(reads{odd{m}, signed}) }
-	c.Pool.OpTimeout = 100 * time.Millisecond
+	c.Pool.OpTimeout = time.Second
 	h := open(t, c)
 	key := generate(t, h, "key", hsmkey.Ed25519)
 	s, err := h.Source().Acquire(context.Background())
