@@ -342,7 +342,7 @@ func newProxy(tb testing.TB, address, to string) *proxy {
 			if err != nil {
 				return
 			}
-			group.Go(func() { p.carry(conn.(*net.TCPConn)) })
+			group.Go(func() { p.carry(conn.(*net.TCPConn)) }) //nolint:errcheck // by TCP it came
 		}
 	})
 	tb.Cleanup(func() {
@@ -359,7 +359,7 @@ func (p *proxy) carry(from *net.TCPConn) {
 	if err != nil {
 		return
 	}
-	to := conn.(*net.TCPConn)
+	to := conn.(*net.TCPConn) //nolint:errcheck // by TCP it went
 	defer to.Close()
 	p.mu.Lock()
 	p.open[from] = true
