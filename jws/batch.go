@@ -2,13 +2,11 @@ package jws
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"iter"
 
 	"github.com/hsmkey/hsmkey"
-	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
 // MaxBatchSessions is the most sessions that a batch may ask for.
@@ -25,9 +23,9 @@ type BatchOptions struct {
 	Skip bool
 
 	// Prepare, when set, makes the payload of an item from what the input
-	// holds. It is called by several goroutines at once; what it is given is
-	// valid until it returns, and what it returns until it is called for the
-	// next item. Its error is the item's.
+	// holds. It is called by several goroutines at once, and again for an item
+	// that has to be signed again; what it is given is valid until it returns,
+	// and what it returns is its caller's. Its error is the item's.
 	Prepare func(index int, item []byte) ([]byte, error)
 
 	// OnSessions, when set, is told the number of sessions in use each time
@@ -97,15 +95,18 @@ func (b *batch) run(ctx context.Context, items iter.Seq[[]byte], yield func(stri
 	}()
 	b.crew.start(ctx, b)
 
+	// Also when the loop's body panics.
+	defer func() {
+		interrupted := ctx.Err() != nil
+		b.window.fail(errLeft)
+		stopOnDone()
+		cancel()
+		b.crew.wait()
+		if !interrupted {
+			<-fed
+		}
+	}()
 	b.deliver(yield)
-	interrupted := ctx.Err() != nil
-	b.window.fail(errLeft)
-	stopOnDone()
-	cancel()
-	b.crew.wait()
-	if !interrupted {
-		<-fed
-	}
 }
 
 var errLeft = errors.New("nobody reads the batch any more")
@@ -135,109 +136,4 @@ func (b *batch) deliver(yield func(string, error) bool) {
 			return
 		}
 	}
-}
-
-// work signs for as long as there is something to sign and the crew wants this
-// worker; own is the worker's, to wait for a session, ctx the batch's. A session
-// that fails is replaced; that nothing at all could be signed between two
-// failures, attempt after attempt, ends the batch.
-func (b *batch) work(ctx, own context.Context, number int) {
-	w := &worker{batch: b, number: number}
-	for {
-		before := w.signed
-		err := b.signer.hold(own, func(sign signFunc) error { return w.signAll(ctx, sign) })
-		if err == nil || own.Err() != nil {
-			return
-		}
-		lost := errors.Is(err, hsmkey.ErrSession) || errors.Is(err, hsmkey.ErrTimeout)
-		if !lost || w.signed == before {
-			b.window.fail(err)
-			return
-		}
-	}
-}
-
-// hold runs fn with a way to sign in one session, and again in another session
-// when that one fails. A key that has no sessions to choose from, because it is
-// pinned to one or no HSM's, signs as it always does.
-func (s *Signer) hold(ctx context.Context, fn func(signFunc) error) error {
-	var source sessionpool.Source
-	if s.key != nil {
-		source = s.key.Source()
-	}
-	if source == nil {
-		return fn(s.sign)
-	}
-	return sessionpool.Retry(ctx, source, func(session *sessionpool.Session) error {
-		return fn(onHSM(s.key.In(session), s.alg))
-	})
-}
-
-// worker is one goroutine that signs.
-type worker struct {
-	batch  *batch
-	number int
-	signed int
-	buffer []byte
-}
-
-// signAll signs items of the window until there are none left.
-func (w *worker) signAll(ctx context.Context, sign signFunc) error {
-	b := w.batch
-	for b.crew.wants(w.number) {
-		at, payload, ok := b.window.take()
-		if !ok {
-			return nil
-		}
-		r, err := w.one(ctx, sign, at, payload)
-		if err != nil {
-			b.window.giveBack(at)
-			return err
-		}
-		b.window.put(at, r)
-		w.signed++
-	}
-	return nil
-}
-
-// one signs one item. Its own error is in the result; err is the session's or
-// the HSM's, and the item is to be signed elsewhere.
-func (w *worker) one(ctx context.Context, sign signFunc, at int, payload []byte) (r result, err error) {
-	b := w.batch
-	if b.opts.Prepare != nil {
-		if payload, r.err = b.opts.Prepare(at, payload); r.err != nil {
-			return r, nil
-		}
-	}
-	enc := base64.RawURLEncoding
-	input := enc.AppendEncode(append(w.buffer[:0], b.signer.prefix...), payload)
-	w.buffer = input
-	sig, err := sign(ctx, input)
-	if err != nil {
-		if isItems(err) {
-			return result{err: err}, nil
-		}
-		return r, err
-	}
-	input = append(input, '.')
-	w.buffer = enc.AppendEncode(input, sig)
-	r.token = string(w.buffer)
-	if cap(w.buffer) > keepBuffer {
-		w.buffer = nil
-	}
-	return r, nil
-}
-
-// isItems reports whether a failed signature is the fault of its item: neither
-// of the session or HSM, nor of the key, nor wanted by the caller.
-func isItems(err error) bool {
-	for _, other := range []error{
-		hsmkey.ErrSession, hsmkey.ErrTimeout, hsmkey.ErrPIN, hsmkey.ErrClosed, hsmkey.ErrConfig, hsmkey.ErrUnsupported,
-		hsmkey.ErrKeyNotFound, hsmkey.ErrKeyMismatch, hsmkey.ErrAmbiguous, context.Canceled, context.DeadlineExceeded,
-	} {
-		if errors.Is(err, other) {
-			return false
-		}
-	}
-	return true
 }

@@ -24,7 +24,7 @@ func (c *crew) start(ctx context.Context, b *batch) {
 		own, cancel := context.WithCancel(ctx)
 		c.group.Go(func() {
 			defer c.quit(number, cancel)
-			b.work(ctx, own, number)
+			(&worker{batch: b, number: number}).work(ctx, own)
 		})
 		return cancel
 	}
@@ -66,11 +66,11 @@ func (c *crew) quit(number int, cancel context.CancelFunc) {
 	delete(c.running, number)
 }
 
-// wants reports whether a worker is to go on.
-func (c *crew) wants(number int) bool {
+// wants reports whether a worker is to go on, and how many there are to be.
+func (c *crew) wants(number int) (yes bool, workers int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return number < c.wanted
+	return number < c.wanted, c.wanted
 }
 
 func (c *crew) wait() { c.group.Wait() }

@@ -10,8 +10,8 @@ import (
 // a time, so that one slow item does not hold up the others.
 const (
 	windowItems = 4 * MaxBatchSessions
-	windowBytes = 8 << 20 // of payloads, unless a single one is larger
-	keepBuffer  = 16 << 10
+	windowBytes = 4 << 20 // of payloads, unless a single one is larger
+	keepBuffer  = 1 << 10 // of a slot
 )
 
 // window is the part of a batch that is in memory: items before head were
@@ -20,7 +20,8 @@ const (
 //
 // Waking somebody costs as much as a good part of a signature, so the feeder and
 // the reader are not woken for each item: the feeder when half of the window is
-// free, the reader when a worker runs out of work; else it looks by itself.
+// free, the reader when a worker runs out of work, or half of the window is
+// results; else it looks by itself.
 type window struct {
 	mu   sync.Mutex
 	room sync.Cond     // the feeder waits for it
@@ -43,6 +44,7 @@ type window struct {
 // taken, and read by the one worker that took it.
 type slot struct {
 	payload []byte
+	size    int // of the payload, counted until the item is delivered
 	done    bool
 	result
 }
@@ -81,21 +83,13 @@ func (w *window) add(item []byte) bool {
 		return false
 	}
 	s := w.slot(w.tail)
-	s.payload = append(s.payload[:0], item...)
-	w.bytes += len(item)
+	s.payload, s.size = append(s.payload[:0], item...), len(item)
+	w.bytes += s.size
 	w.tail++
 	if w.idle > 0 {
 		w.work.Signal()
 	}
 	return true
-}
-
-// freed wakes the feeder when it is worth it.
-func (w *window) freed() {
-	if w.full && (w.tail-w.head <= len(w.slots)/2 && w.bytes <= windowBytes/2) {
-		w.full = false
-		w.room.Signal()
-	}
 }
 
 // finishInput says that no more items will come.
@@ -104,13 +98,12 @@ func (w *window) finishInput() {
 	defer w.mu.Unlock()
 	w.ended = true
 	w.settle()
-	w.work.Broadcast()
 }
 
 // settle notices the end of the work.
 func (w *window) settle() {
 	if w.err == nil && w.ended && w.signed == w.tail {
-		w.fail1(errDone)
+		w.end(errDone)
 	}
 }
 
@@ -120,13 +113,12 @@ var errDone = errors.New("the batch is done")
 func (w *window) fail(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.fail1(err)
+	if w.err == nil {
+		w.end(err)
+	}
 }
 
-func (w *window) fail1(err error) {
-	if w.err != nil {
-		return
-	}
+func (w *window) end(err error) {
 	w.err = err
 	close(w.over)
 	w.room.Broadcast()
@@ -134,88 +126,75 @@ func (w *window) fail1(err error) {
 	w.tell()
 }
 
-// take hands out an item to sign; ok is false when there is none and none will
-// come. Workers stay until all are signed, because the last ones may be given
-// back.
-func (w *window) take() (at int, payload []byte, ok bool) {
+// take appends at most so many items to lot, and only this worker's share of
+// what there is; none when none will come. Workers wait until all items are
+// signed, because others may give theirs back.
+func (w *window) take(lot []item, most, workers int) []item {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for {
-		switch {
-		case w.err != nil:
-			return 0, nil, false
-		case len(w.returned) > 0:
-			at = w.returned[0]
-			w.returned = w.returned[1:]
-			return at, w.slot(at).payload, true
-		case w.fresh < w.tail:
-			at = w.fresh
-			w.fresh++
-			return at, w.slot(at).payload, true
-		}
+	for w.err == nil && len(w.returned) == 0 && w.fresh == w.tail {
 		w.idle++
 		w.tell()
 		w.work.Wait()
 		w.idle--
 	}
-}
-
-// giveBack returns an item that was taken and not signed.
-func (w *window) giveBack(at int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.returned = append(w.returned, at)
-	w.work.Signal()
-}
-
-// put stores the result of an item.
-func (w *window) put(at int, r result) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := w.slot(at)
-	s.result, s.done = r, true
-	w.bytes -= len(s.payload)
-	if cap(s.payload) > keepBuffer {
-		s.payload = nil
+	if w.err != nil {
+		return lot
 	}
-	w.signed++
-	if w.idle > 0 {
+	most = min(most, (w.tail-w.fresh+len(w.returned)+workers-1)/workers)
+	for bytes := 0; len(lot) < most && bytes < lotBytes; {
+		var at int
+		switch {
+		case len(w.returned) > 0:
+			at, w.returned = w.returned[0], w.returned[1:]
+		case w.fresh < w.tail:
+			at = w.fresh
+			w.fresh++
+		}
+		s := w.slot(at)
+		bytes += len(s.payload)
+		lot = append(lot, item{at: at, payload: s.payload})
+	}
+	return lot
+}
+
+// put stores the results of the items that are done. The others are for somebody
+// else.
+func (w *window) put(lot []item) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range lot {
+		it := &lot[i]
+		if !it.done {
+			w.returned = append(w.returned, it.at)
+			w.work.Signal()
+			continue
+		}
+		s := w.slot(it.at)
+		s.result, s.done = it.result, true
+		if cap(s.payload) > keepBuffer {
+			s.payload = nil
+		}
+		w.signed++
+	}
+	if w.idle > 0 || w.signed-w.head >= windowItems/2 {
 		w.tell()
 	}
-	w.freed()
 	w.settle()
 }
 
 const (
-	mostResults = 64                   // that due returns at a time
-	lookAgain   = 2 * time.Millisecond // when the reader looks by itself
+	mostResults = 64                    // that due returns at a time
+	lookAgain   = 10 * time.Millisecond // when the reader looks by itself
 )
 
 // due appends the results that are due, in their order, to results. When there
 // are no more it returns errDone, or why the batch failed.
 func (w *window) due(results []result) ([]result, error) {
 	for {
-		w.mu.Lock()
-		for w.head < w.tail && len(results) < mostResults {
-			s := w.slot(w.head)
-			if !s.done {
-				break
-			}
-			results = append(results, s.result)
-			s.result, s.done = result{}, false
-			w.head++
-		}
-		w.freed()
-		err := w.err
-		if errors.Is(err, errDone) && w.head < w.tail {
-			err = nil
-		}
-		w.mu.Unlock()
-		if len(results) > 0 && (err == nil || errors.Is(err, errDone)) {
-			return results, nil
-		}
-		if err != nil {
-			return nil, err
+		results, err := w.dueNow(results)
+		if len(results) > 0 || err != nil {
+			return results, err
 		}
 		timer := time.NewTimer(lookAgain)
 		select {
@@ -224,6 +203,32 @@ func (w *window) due(results []result) ([]result, error) {
 		}
 		timer.Stop()
 	}
+}
+
+func (w *window) dueNow(results []result) ([]result, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil && !errors.Is(w.err, errDone) {
+		return nil, w.err
+	}
+	for w.head < w.tail && len(results) < mostResults {
+		s := w.slot(w.head)
+		if !s.done {
+			break
+		}
+		results = append(results, s.result)
+		s.result, s.done = result{}, false
+		w.bytes -= s.size
+		w.head++
+	}
+	if w.full && w.tail-w.head <= len(w.slots)/2 && w.bytes <= windowBytes/2 {
+		w.full = false
+		w.room.Signal()
+	}
+	if len(results) == 0 {
+		return nil, w.err
+	}
+	return results, nil
 }
 
 // progress is the number of items that are signed.

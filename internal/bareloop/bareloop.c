@@ -3,7 +3,8 @@
  * what every way to sign is measured against: each thread has a session of its own
  * and signs the same bytes again and again, without hashing anything.
  *
- * The PIN is in HSM_PIN. Commands come one a line on standard input,
+ * The PIN is in HSM_PIN. When it is logged in it says "ready". Then commands come
+ * one a line on standard input,
  *
  *	ALGORITHM KEY SESSIONS MILLISECONDS BYTES
  *
@@ -167,6 +168,7 @@ int main(int argc, char **argv) {
 	load(argv[1], argv[2]);
 	open_sessions(1);
 	check(p11->fn[LOGIN](sessions[0], (ulong_t)CKU_USER, pin, (ulong_t)strlen(pin)), "C_Login");
+	printf("ready\n");
 	while (fgets(line, sizeof line, stdin) != NULL) {
 		if (sscanf(line, "%15s %63s %d %ld %lu", algorithm, label, &count, &ms, &bytes) != 5 ||
 		    count < 1 || count > MOST || bytes > LONGEST || !prepare(algorithm, bytes)) {

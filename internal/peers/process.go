@@ -57,6 +57,8 @@ func startPeers(ctx context.Context, token *testhsm.HSM, bareLoop string) ([]*pr
 	return peers, nil
 }
 
+// start returns when the peer is ready: SoftHSM2 does not bear several processes
+// that log in at once.
 func (p *process) start() (err error) {
 	if p.stdin, err = p.command.StdinPipe(); err != nil {
 		return err
@@ -66,7 +68,14 @@ func (p *process) start() (err error) {
 		return err
 	}
 	p.stdout = bufio.NewScanner(stdout)
-	return p.command.Start()
+	if err := p.command.Start(); err != nil {
+		return err
+	}
+	if !p.stdout.Scan() || p.stdout.Text() != "ready" {
+		p.stop()
+		return fmt.Errorf("it does not start: %q", p.stdout.Text())
+	}
+	return nil
 }
 
 // stop ends the process: with its input its work ends, too.

@@ -25,6 +25,7 @@ func serveCommands(name string) error {
 	if err != nil {
 		return err
 	}
+	fmt.Println("ready")
 	commands := bufio.NewScanner(os.Stdin)
 	for commands.Scan() {
 		var (

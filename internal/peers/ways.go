@@ -253,18 +253,27 @@ func (o *ours) sign(alg hsmkey.Algorithm, label string, sessions int, until time
 			return err
 		})
 	}
-	count := int64(0)
+	// When the time is over no more tokens are begun, and those that were are
+	// waited for and counted, as in the other ways.
 	endless := func(yield func([]byte) bool) {
-		for yield(claims) {
+		for time.Now().Before(until) && yield(claims) {
 		}
 	}
-	for _, err := range s.Batch(ctx, endless, jws.BatchOptions{Sessions: sessions}) {
-		if err != nil {
-			return 0, err
+	late := func(_ int, item []byte) ([]byte, error) {
+		if !time.Now().Before(until) {
+			return nil, errLate
 		}
-		if count++; !time.Now().Before(until) {
-			break
+		return item, nil
+	}
+	count := int64(0)
+	for _, err := range s.Batch(ctx, endless, jws.BatchOptions{Sessions: sessions, Prepare: late, Skip: true}) {
+		if err == nil {
+			count++
+		} else if !errors.Is(err, errLate) {
+			return 0, err
 		}
 	}
 	return count, nil
 }
+
+var errLate = errors.New("the time is over")
