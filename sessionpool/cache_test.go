@@ -388,6 +388,26 @@ func TestATokenThatBearsOneSessionNeedsNoAnchor(t *testing.T) {
 	}
 }
 
+func TestTheLoginOfATokenThatBearsOneSessionEndsWithIt(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t, func(c *sessionpool.Config) {
+		c.Wrap = func(m sessionpool.Module) sessionpool.Module { return h.fault.Wrap(&oneSession{Module: m}) }
+	})
+	pub := makeKey(t, p, "key") // which closes its session
+	if p.Stats().LoggedIn {
+		t.Error("the pool takes itself for logged in")
+	}
+	s := acquire(t, p)
+	mustSign(t, s, pub, "key")
+	s.Release()
+	s = acquire(t, p, sessionpool.ReadWrite()) // in place of the other
+	defer s.Release()
+	mustSign(t, s, pub, "key")
+	if n, _ := h.events.count(ofKind(sessionpool.LoginLost)); n != 0 {
+		t.Errorf("somebody is said to have logged the user out, %d times", n)
+	}
+}
+
 func TestALoginThatFailsWithItsOnlySessionRenewsIt(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t, func(c *sessionpool.Config) {

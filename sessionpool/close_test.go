@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -257,4 +258,49 @@ func TestTheModuleOfDoIsGoodForItsFunctionOnly(t *testing.T) {
 	if _, err := kept.GetSessionInfo(keptHandle); !errors.Is(err, sessionpool.ErrClosed) {
 		t.Errorf("after the function: %v, want ErrClosed", err)
 	}
+}
+
+// Each session that hangs takes as long as a call may: not one after the other.
+func TestCloseClosesSessionsSideBySide(t *testing.T) {
+	h := newHSM(t)
+	const idle = 3
+	together := &meeting{all: make(chan struct{})}
+	together.missing.Store(idle)
+	p := h.pool(t, func(c *sessionpool.Config) {
+		c.Wrap = func(m sessionpool.Module) sessionpool.Module {
+			return &closesTogether{Module: h.fault.Wrap(m), meeting: together}
+		}
+	})
+	sessions := make([]*sessionpool.Session, idle)
+	for i := range sessions {
+		sessions[i] = acquire(t, p)
+	}
+	for _, s := range sessions {
+		s.Release()
+	}
+	closePool(t, p)
+	if n := p.Stats().Timeouts; n != 0 {
+		t.Errorf("%d sessions were waited for one after the other", n)
+	}
+}
+
+// meeting lets go when all have come.
+type meeting struct {
+	missing atomic.Int32
+	all     chan struct{}
+}
+
+// closesTogether is a library whose C_CloseSession returns when a number of
+// calls have come.
+type closesTogether struct {
+	sessionpool.Module
+	*meeting
+}
+
+func (m *closesTogether) CloseSession(h pkcs11.SessionHandle) error {
+	if m.missing.Add(-1) == 0 {
+		close(m.all)
+	}
+	<-m.all
+	return m.Module.CloseSession(h)
 }

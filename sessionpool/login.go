@@ -352,6 +352,16 @@ func (l *login) doubt() {
 	l.done.Store(false)
 }
 
+// mayEnd is told of each session that we close: without an anchor the login goes
+// with the last of them.
+func (l *login) mayEnd() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.single {
+		l.done.Store(false)
+	}
+}
+
 // settle waits for the login that goes on, if one does.
 func (l *login) settle(ctx context.Context) {
 	l.mu.Lock()

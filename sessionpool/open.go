@@ -211,6 +211,7 @@ func (t *Token) logInFor(ctx context.Context, pool *Pool, p *physical) error {
 func (t *Token) shut(ctx context.Context, p *physical, cause CloseCause) (left bool) {
 	if p.open && !t.outdated(p) {
 		p.open = false
+		t.login.mayEnd()
 		_, left = p.call(ctx, t.cache.opTimeout(), work{step: p.closeHandle})
 	}
 	if !left {
@@ -234,4 +235,14 @@ func (t *Token) discard(p *physical, cause CloseCause) {
 	if left := t.shut(context.Background(), p, cause); !left && p.place {
 		t.cache.free()
 	}
+}
+
+// discardAll discards sessions side by side: an HSM that hangs may hold each of
+// them for as long as a call may take.
+func (t *Token) discardAll(all []*physical, cause CloseCause) {
+	var group sync.WaitGroup
+	for _, p := range all {
+		group.Go(func() { t.discard(p, cause) })
+	}
+	group.Wait()
 }

@@ -288,9 +288,7 @@ func (p *Pool) SetPIN(pin string) {
 func (p *Pool) Reset() {
 	t := p.token
 	t.resets.Add(1)
-	for _, ph := range t.cache.expired(time.Time{}) {
-		t.discard(ph, CloseAsked)
-	}
+	t.discardAll(t.cache.expired(time.Time{}), CloseAsked)
 	t.endUnusedLogin()
 }
 

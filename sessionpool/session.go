@@ -70,7 +70,9 @@ func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) 
 			return err
 		}
 		p := s.physical
+		p.broken = true // unless fn returns: a panic may leave an operation active
 		err, left := p.call(ctx, s.pool.cfg.OpTimeout, work{fn: fn})
+		p.broken = false
 		if left {
 			s.lost = true
 			return err
@@ -185,7 +187,7 @@ func (s *Session) probe(ctx context.Context, c class) class {
 	switch {
 	case left:
 		s.lost = true
-		return hsmDown
+		return max(c, sessionBroken)
 	case err != nil:
 		p.open = p.open && !gone(err)
 		return max(classify(err), sessionBroken)

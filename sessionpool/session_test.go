@@ -127,3 +127,30 @@ func TestAPanicUnderRetryReleasesItsSession(t *testing.T) {
 		t.FailNow()
 	}
 }
+
+func TestAPanicLeavesNoOperationToTheNextUser(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	s := acquire(t, p)
+	func() {
+		defer func() { _ = recover() }()
+		_ = s.Do(context.Background(), func(m sessionpool.Module, h pkcs11.SessionHandle) error {
+			if err := m.FindObjectsInit(h, nil); err != nil {
+				t.Error(err)
+			}
+			panic("oops")
+		})
+	}()
+	s.Release()
+	s = acquire(t, p)
+	defer s.Release()
+	err := s.Do(context.Background(), func(m sessionpool.Module, h pkcs11.SessionHandle) error {
+		if _, err := m.GetSessionInfo(h); err != nil {
+			return err
+		}
+		return errors.Join(m.FindObjectsInit(h, nil), m.FindObjectsFinal(h))
+	})
+	if err != nil {
+		t.Errorf("after the panic of another: %v", err)
+	}
+}

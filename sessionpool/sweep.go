@@ -41,9 +41,7 @@ func sweepInterval(idle time.Duration) time.Duration { return max(idle/4, time.M
 
 func (t *Token) sweep() {
 	then := time.Now().Add(-t.cache.idleTimeout())
-	for _, p := range t.cache.expired(then) {
-		t.discard(p, CloseIdle)
-	}
+	t.discardAll(t.cache.expired(then), CloseIdle)
 	t.cache.unlower()
 	if t.cache.unusedSince(then) {
 		if anchor := t.takeAnchor(); anchor != nil {
@@ -64,9 +62,7 @@ func (t *Token) endUnusedLogin() {
 // closeAll closes what the last pool left behind, the anchor last: with it goes
 // the login. It waits for calls that hang, but not longer than one may take.
 func (t *Token) closeAll(ctx context.Context) error {
-	for _, p := range t.cache.expired(time.Time{}) {
-		t.discard(p, CloseAsked)
-	}
+	t.discardAll(t.cache.expired(time.Time{}), CloseAsked)
 	if anchor := t.takeAnchor(); anchor != nil {
 		t.discard(anchor, CloseAsked)
 	}
