@@ -100,6 +100,14 @@ func TestAnIdleSessionIsClosedAfterTheTimeoutUnderTraffic(t *testing.T) {
 	}
 }
 
+func TestAShorterIdleTimeoutOfAnotherPoolHoldsFromNowOn(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	acquire(t, p).Release()
+	h.pool(t, func(c *sessionpool.Config) { c.IdleTimeout = 50 * time.Millisecond })
+	h.events.wait(t, 1, closedBy(sessionpool.CloseIdle))
+}
+
 func TestASessionIsReusedOnlyForItsKind(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t)

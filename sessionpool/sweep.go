@@ -9,12 +9,13 @@ import (
 // idle for too long, traffic or not; with the last of them the anchor goes, so
 // that no login lasts longer than its use.
 type sweeper struct {
-	quit chan struct{}
-	done chan struct{}
+	quit    chan struct{}
+	done    chan struct{}
+	changed chan struct{} // told, without waiting, of another timeout
 }
 
 func (s *sweeper) start(t *Token) {
-	s.quit, s.done = make(chan struct{}), make(chan struct{})
+	s.quit, s.done, s.changed = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
 	go func() {
 		defer close(s.done)
 		timer := time.NewTimer(DefaultIdleTimeout)
@@ -24,11 +25,19 @@ func (s *sweeper) start(t *Token) {
 			select {
 			case <-s.quit:
 				return
+			case <-s.changed:
 			case <-timer.C:
 				t.sweep()
 			}
 		}
 	}()
+}
+
+func (s *sweeper) change() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
 }
 
 func (s *sweeper) stop() {
