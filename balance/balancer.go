@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -18,11 +20,12 @@ type Balancer struct {
 	changed  news                  // told when who can be asked, or asked again, changes
 	turn     chan struct{}         // held by the first of those who wait
 	tasks    tasks
+	bridges  bridges
 	reloader *reloader
 	reloads  reloads
 
 	mu      sync.Mutex
-	members map[string]*member // every endpoint that was ever listed
+	members map[string]*member // every endpoint that is listed, or has not drained
 
 	closing  sync.Once
 	closed   chan struct{} // closed when Close is done
@@ -71,7 +74,7 @@ func (b *Balancer) muster(lists Lists) *fleet {
 			key := e.String() + "\x00" + e.PINValue()
 			m := b.members[key]
 			if m == nil {
-				m = newMember(b, e)
+				m = newMember(b, key, e)
 				b.members[key] = m
 			}
 			m.enlist()
@@ -80,6 +83,15 @@ func (b *Balancer) muster(lists Lists) *fleet {
 		f.lists = append(f.lists, q)
 	}
 	return f
+}
+
+// forget drops a member of which nothing is left.
+func (b *Balancer) forget(m *member) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m.over() && b.members[m.key] == m {
+		delete(b.members, m.key)
+	}
 }
 
 func (b *Balancer) emit(e Event) {
@@ -164,7 +176,10 @@ func (b *Balancer) close() error {
 		mu    sync.Mutex
 		errs  []error
 	)
-	for _, m := range b.members { // nobody musters any more
+	b.mu.Lock()
+	members := slices.Collect(maps.Values(b.members)) // nobody musters any more
+	b.mu.Unlock()
+	for _, m := range members {
 		group.Go(func() {
 			if err := m.close(); err != nil {
 				mu.Lock()
@@ -175,6 +190,7 @@ func (b *Balancer) close() error {
 	}
 	group.Wait()
 	b.tasks.end()
+	b.bridges.close()
 	return errors.Join(errs...)
 }
 

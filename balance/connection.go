@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/hsmkey/hsmkey/internal/bridge"
@@ -42,7 +43,11 @@ func (m *member) connect() (*connection, error) {
 	case s.Remote == RemoteModule:
 		cfg.Private, cfg.ModuleEnv = true, slices.Concat(cfg.ModuleEnv, s.environment(e))
 	default:
-		b, err := m.takeBridge()
+		b, err := m.balancer.bridges.take(bridge.Config{
+			Address: net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port))),
+			TLS:     s.tls, Plaintext: s.Plaintext,
+			DialTimeout: s.opTimeout() * 3 / 4, // so that it can say why before nobody waits any more
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -57,7 +62,7 @@ func (m *member) connect() (*connection, error) {
 	if err != nil {
 		err = c.explain(err)
 		if c.bridge != nil {
-			m.keepBridge(c.bridge)
+			m.balancer.bridges.keep(c.bridge)
 		}
 		return nil, err
 	}
@@ -65,35 +70,52 @@ func (m *member) connect() (*connection, error) {
 	return c, nil
 }
 
-// takeBridge starts a bridge, or takes one that is free: a private instance of
-// the client library is good for one bridge, and cannot be unloaded, so that both
-// are used again.
-func (m *member) takeBridge() (*bridge.Bridge, error) {
-	m.mu.Lock()
-	if n := len(m.bridges); n > 0 {
-		b := m.bridges[n-1]
-		m.bridges = m.bridges[:n-1]
-		m.mu.Unlock()
-		return b, nil
-	}
-	m.mu.Unlock()
-	s := m.balancer.settings
-	return bridge.Start(context.Background(), bridge.Config{
-		Address: net.JoinHostPort(m.endpoint.Host, strconv.Itoa(int(m.endpoint.Port))),
-		TLS:     s.tls, Plaintext: s.Plaintext,
-		DialTimeout: s.opTimeout() * 3 / 4, // so that it can say why before nobody waits any more
-	})
+// bridges are those that lead nowhere at the moment. A private instance of the
+// client library is good for one bridge and cannot be unloaded, so both are kept
+// for the next connection, to whichever endpoint.
+type bridges struct {
+	mu     sync.Mutex
+	free   []*bridge.Bridge
+	closed bool
 }
 
-func (m *member) keepBridge(b *bridge.Bridge) {
-	b.Disconnect()
-	m.mu.Lock()
-	closed := m.closed
-	if !closed {
-		m.bridges = append(m.bridges, b)
+// take takes a bridge and makes it lead to a place, or starts one.
+func (p *bridges) take(c bridge.Config) (*bridge.Bridge, error) {
+	p.mu.Lock()
+	n := len(p.free)
+	if n == 0 {
+		p.mu.Unlock()
+		return bridge.Start(context.Background(), c)
 	}
-	m.mu.Unlock()
+	b := p.free[n-1]
+	p.free = p.free[:n-1]
+	p.mu.Unlock()
+	if err := b.Redirect(context.Background(), c); err != nil {
+		p.keep(b)
+		return nil, err
+	}
+	return b, nil
+}
+
+func (p *bridges) keep(b *bridge.Bridge) {
+	b.Disconnect()
+	p.mu.Lock()
+	closed := p.closed
+	if !closed {
+		p.free = append(p.free, b)
+	}
+	p.mu.Unlock()
 	if closed {
+		_ = b.Close() // nothing goes over it
+	}
+}
+
+func (p *bridges) close() {
+	p.mu.Lock()
+	free := p.free
+	p.free, p.closed = nil, true
+	p.mu.Unlock()
+	for _, b := range free {
 		_ = b.Close() // nothing goes over it
 	}
 }

@@ -12,15 +12,14 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"github.com/hsmkey/hsmkey/internal/bridge"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
 // member is an endpoint at work: its connections, and whether it may be asked
-// for a session. It lives as long as the Balancer, also while no list names it,
-// because what a process has loaded cannot be unloaded, only used again.
+// for a session.
 type member struct {
 	name     string
+	key      string // of the Balancer's members
 	endpoint Endpoint
 	balancer *Balancer
 	most     int // connections
@@ -37,8 +36,6 @@ type member struct {
 	visiting *visit
 	full     time.Time            // until then the HSM bears no more connections
 	draining map[*connection]bool // out of service; true: closed, but calls hang
-	bridges  []*bridge.Bridge     // without connection, for the next one
-	closed   bool
 }
 
 // suspension keeps callers away until a time.
@@ -47,8 +44,8 @@ type suspension struct {
 	cause error
 }
 
-func newMember(b *Balancer, e Endpoint) *member {
-	m := &member{name: e.String(), endpoint: e, balancer: b, most: 1, draining: map[*connection]bool{}}
+func newMember(b *Balancer, key string, e Endpoint) *member {
+	m := &member{name: e.String(), key: key, endpoint: e, balancer: b, most: 1, draining: map[*connection]bool{}}
 	m.connections.Store(&[]*connection{})
 	if e.ModulePath == "" && b.settings.Remote == RemoteP11Kit {
 		// A p11-kit connection serves one call at a time: one for each session.
@@ -74,6 +71,15 @@ func (m *member) suspend(was *suspension, cause error) {
 	m.balancer.changed.tell()
 	if was == nil {
 		m.balancer.emit(Event{Kind: Suspended, Endpoint: m.name, Err: cause})
+	}
+}
+
+// postpone lengthens the suspension that a visitor began with, because he found
+// every session in use and learned nothing.
+func (m *member) postpone(was *suspension) {
+	if was != nil {
+		later := time.Now().Add(min(m.balancer.settings.Suspend, m.balancer.settings.opTimeout()))
+		m.suspended.CompareAndSwap(was, &suspension{later, was.cause})
 	}
 }
 
@@ -177,6 +183,14 @@ func (m *member) retire() {
 	for _, c := range m.strip() {
 		m.balancer.tasks.start(func() { _ = m.drain(c) }) // it is of no use to anybody any more
 	}
+	m.balancer.forget(m)
+}
+
+// over reports whether the member is out of service, and nothing is left of it.
+func (m *member) over() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.listed && m.visiting == nil && len(m.ways())+len(m.draining) == 0
 }
 
 // strip takes all connections out of service.
@@ -197,25 +211,19 @@ func (m *member) strip() []*connection {
 func (m *member) drain(c *connection) error {
 	err := c.close(m.balancer.settings.opTimeout())
 	if c.bridge != nil {
-		m.keepBridge(c.bridge)
+		m.balancer.bridges.keep(c.bridge)
 	}
 	m.mu.Lock()
 	m.draining[c] = true
 	m.mu.Unlock()
 	m.outOfService()
+	m.balancer.forget(m)
 	return err
 }
 
 // close ends the member's service for good. A visit that goes on ends by itself.
 func (m *member) close() error {
 	ways := m.strip()
-	m.mu.Lock()
-	bridges := m.bridges
-	m.closed, m.bridges = true, nil
-	m.mu.Unlock()
-	for _, b := range bridges {
-		_ = b.Close() // nothing goes over it
-	}
 	errs := make([]error, len(ways))
 	var group sync.WaitGroup
 	for i, c := range ways {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -198,4 +199,41 @@ func TestAChangedListDoesNotWaitForAnHSMThatHangs(t *testing.T) {
 		t.Errorf("%d connections are open to the HSM that hangs", n)
 	}
 	servers[0].Continue()
+}
+
+// A library that was loaded stays in the process: endpoints that come and go must
+// not make it grow.
+func TestEndpointsThatComeAndGoLeaveNothingBehind(t *testing.T) {
+	_, one := serve(t, 0, 0)
+	_, other := serve(t, 1, 1)
+	s := remote(list(t, one))
+	s.Refresh = time.Millisecond
+	b := s.open(t)
+	use(t, b)
+	before := copies(t)
+	for n := range 20 {
+		writeList(t, s.Lists, []string{other, one}[n%2])
+		s.events.wait(t, balance.Reloaded, n+1)
+		until(t, "the old connection is closed", func() bool { return len(b.Stats().Draining) == 0 })
+		use(t, b)
+	}
+	if after := copies(t); after > before+1 {
+		t.Errorf("%d copies of the library after 20 changes, %d before", after, before)
+	}
+}
+
+// copies is the number of private instances of libraries in this process.
+func copies(tb testing.TB) int {
+	tb.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	paths := map[string]bool{}
+	for line := range strings.Lines(string(maps)) {
+		if at := strings.Index(line, "/"); at >= 0 && strings.Contains(line, "hsmkey-module-") {
+			paths[line[at:]] = true
+		}
+	}
+	return len(paths)
 }

@@ -58,7 +58,9 @@ func (m *member) beginVisit() *visit {
 		switch {
 		case v.err == nil:
 			m.resume(was)
-		case busy(v.err), errors.Is(v.err, sessionpool.ErrClosed):
+		case busy(v.err):
+			m.postpone(was)
+		case errors.Is(v.err, sessionpool.ErrClosed):
 		default:
 			m.suspend(was, v.err)
 		}
@@ -66,7 +68,10 @@ func (m *member) beginVisit() *visit {
 		m.visiting = nil
 		m.mu.Unlock()
 		close(v.done)
-		m.balancer.changed.tell()
+		m.balancer.forget(m)
+		if !busy(v.err) {
+			m.balancer.changed.tell()
+		}
 	})
 	if !started {
 		v.err = errRetired

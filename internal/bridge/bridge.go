@@ -13,7 +13,6 @@
 package bridge
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -75,10 +74,8 @@ type Stats struct {
 
 // Bridge is a running bridge. Its methods may be called concurrently.
 type Bridge struct {
-	dialer      *dialer
-	dialTimeout time.Duration
-	listener    *net.UnixListener
-	dir         string
+	listener *net.UnixListener
+	dir      string
 
 	// ctx ends when Close is called; goroutines are the accept loop and those
 	// of the connections, and Close waits for them.
@@ -89,6 +86,7 @@ type Bridge struct {
 	closeErr   error
 
 	mu          sync.Mutex
+	dialer      *dialer
 	open        map[net.Conn]struct{} // both ends of every connection; nil when closed
 	connections uint64
 	active      int
@@ -114,15 +112,30 @@ func Start(ctx context.Context, config Config) (*Bridge, error) {
 		return nil, fmt.Errorf("%w: cannot listen for the connections to %s: %w", sessionpool.ErrSession, config.Address, err)
 	}
 	b := &Bridge{
-		dialer:      d,
-		dialTimeout: cmp.Or(config.DialTimeout, DefaultDialTimeout),
-		listener:    listener,
-		dir:         dir,
-		open:        make(map[net.Conn]struct{}),
+		dialer:   d,
+		listener: listener,
+		dir:      dir,
+		open:     make(map[net.Conn]struct{}),
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.goroutines.Go(b.accept)
 	return b, nil
+}
+
+// Redirect makes the bridge lead elsewhere from now on, and closes every
+// connection. A client library can be bound to one socket only, and often not be
+// unloaded: so both are used again. Errors are those of Start; then nothing has
+// changed.
+func (b *Bridge) Redirect(ctx context.Context, config Config) error {
+	d, err := newDialer(ctx, config)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.dialer, b.lastError = d, nil
+	b.closeOpen()
+	return nil
 }
 
 // listen makes a socket in a new directory with mode 0700.
@@ -202,7 +215,7 @@ func (b *Bridge) accept() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		b.fail(fmt.Errorf("accept: %w", err))
+		b.fail(nil, fmt.Errorf("accept: %w", err))
 		select {
 		case <-time.After(acceptPause):
 		case <-b.ctx.Done():
@@ -216,6 +229,7 @@ func (b *Bridge) serve(client *net.UnixConn) {
 	b.mu.Lock()
 	b.connections++
 	b.active++
+	d := b.dialer
 	b.mu.Unlock()
 	defer func() {
 		b.mu.Lock()
@@ -227,11 +241,11 @@ func (b *Bridge) serve(client *net.UnixConn) {
 	}
 	defer b.untrack(client)
 
-	ctx, cancel := context.WithTimeout(b.ctx, b.dialTimeout)
-	server, err := b.dialer.dial(ctx)
+	ctx, cancel := context.WithTimeout(b.ctx, d.timeout)
+	server, err := d.dial(ctx)
 	cancel()
 	if err != nil {
-		b.fail(err)
+		b.fail(d, err)
 		return
 	}
 	if !b.track(server) {
@@ -240,8 +254,8 @@ func (b *Bridge) serve(client *net.UnixConn) {
 	defer b.untrack(server)
 	b.connected()
 
-	carry(client, server, b.dialTimeout, func(err error) {
-		b.fail(fmt.Errorf("connection to %s: %w", b.dialer.address, err))
+	carry(client, server, d.timeout, func(err error) {
+		b.fail(d, fmt.Errorf("connection to %s: %w", d.address, err))
 	})
 }
 
@@ -271,13 +285,17 @@ func (b *Bridge) connected() {
 	b.lastError = nil
 }
 
-// fail records a failure, unless Close or Disconnect is its reason.
-func (b *Bridge) fail(err error) {
+// fail records a failure on the way by d, unless Close, Disconnect or Redirect is
+// its reason.
+func (b *Bridge) fail(d *dialer, err error) {
 	if b.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if d != nil && d != b.dialer {
+		return
+	}
 	b.failures++
 	b.lastError = err
 }

@@ -38,6 +38,7 @@ type halfCloser interface {
 // dialer connects to one address.
 type dialer struct {
 	address string
+	timeout time.Duration
 	dialer  net.Dialer // Go sets TCP_NODELAY on each TCP connection
 	tls     *tls.Config
 }
@@ -54,7 +55,7 @@ func newDialer(ctx context.Context, config Config) (*dialer, error) {
 	if config.DialTimeout < 0 || config.DialTimeout > maxDialTimeout {
 		return nil, configError("DialTimeout is %v, want 0 (default) to %v", config.DialTimeout, maxDialTimeout)
 	}
-	d := &dialer{address: config.Address}
+	d := &dialer{address: config.Address, timeout: cmp.Or(config.DialTimeout, DefaultDialTimeout)}
 	d.dialer.KeepAliveConfig = keepAlive
 	d.dialer.Control = func(_, _ string, raw syscall.RawConn) error {
 		return setUnacknowledgedTimeout(raw, unacknowledgedTimeout)
@@ -67,7 +68,7 @@ func newDialer(ctx context.Context, config Config) (*dialer, error) {
 			d.tls.ServerName = host
 		}
 	case !config.Plaintext:
-		ctx, cancel := context.WithTimeout(ctx, cmp.Or(config.DialTimeout, DefaultDialTimeout))
+		ctx, cancel := context.WithTimeout(ctx, d.timeout)
 		defer cancel()
 		if err := requireLoopback(ctx, host); err != nil {
 			return nil, err

@@ -21,6 +21,7 @@ import (
 
 	"github.com/hsmkey/hsmkey/internal/bridge"
 	"github.com/hsmkey/hsmkey/internal/testhsm"
+	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -361,5 +362,52 @@ func TestOneBridgeServesSeveralClientsAtOnce(t *testing.T) {
 	group.Wait()
 	if stats := b.Stats(); stats.Active != clients || stats.Connections != clients {
 		t.Errorf("stats: %+v, want %d connections", stats, clients)
+	}
+}
+
+func TestABridgeLeadsElsewhereOnceItIsRedirected(t *testing.T) {
+	one, other := testhsm.NewDetached(t, "one"), testhsm.NewDetached(t, "other")
+	first := testhsm.Remote(t, one, "127.0.0.2:0")
+	second := testhsm.Remote(t, other, "127.0.0.3:0")
+	b := start(t, bridge.Config{Address: first.Address})
+	p, session := load(t, clientOf(t, first, b))
+	label := func() string {
+		t.Helper()
+		slots, err := p.GetSlotList(true)
+		if err != nil || len(slots) != 1 {
+			t.Fatalf("slots: %v, %v", slots, err)
+		}
+		info, err := p.GetTokenInfo(slots[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimRight(info.Label, " ")
+	}
+	if got := label(); got != "one" {
+		t.Errorf("token %q", got)
+	}
+	if err := b.Redirect(t.Context(), bridge.Config{Address: "10.0.0.1:4433"}); !errors.Is(err, sessionpool.ErrConfig) {
+		t.Errorf("to a place where PINs must not travel: %v, want ErrConfig", err)
+	}
+	if _, err := p.GenerateRandom(session, 16); err != nil {
+		t.Errorf("a redirection that was refused broke the connection: %v", err)
+	}
+	if err := b.Redirect(t.Context(), bridge.Config{Address: second.Address}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.GenerateRandom(session, 16); !errors.Is(err, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)) {
+		t.Errorf("on the old connection: %v, want CKR_DEVICE_ERROR", err)
+	}
+	if err := p.Finalize(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	if got := label(); got != "other" {
+		t.Errorf("token %q, want the other one", got)
+	}
+	if stats := b.Stats(); stats.Failures != 0 || stats.LastError != nil {
+		t.Errorf("what was asked for counts as failure: %+v", stats)
 	}
 }
