@@ -31,7 +31,7 @@ func headerOf(t *testing.T, token string) string {
 	return string(decoded)
 }
 
-func newSigner(t *testing.T, key *hsmkey.HSMJWK, opts jws.Options) *jws.Signer {
+func newSigner(t testing.TB, key *hsmkey.HSMJWK, opts jws.Options) *jws.Signer {
 	t.Helper()
 	signer, err := jws.NewSigner(key, opts)
 	if err != nil {
