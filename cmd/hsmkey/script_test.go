@@ -241,7 +241,9 @@ func killed(ts *testscript.TestScript, neg bool, args []string) {
 		case <-tick.C:
 			if info, err := os.Stat(ts.MkAbs(args[out+1] + ".partial")); err == nil && info.Size() >= bytes {
 				ts.Check(cmd.Process.Kill())
-				_ = <-ended // that it was killed
+				if err := <-ended; err == nil {
+					ts.Logf("it had just ended")
+				}
 				return
 			}
 		}
