@@ -41,7 +41,7 @@ type Config struct {
 	Refresh time.Duration
 
 	// Suspend is how long an endpoint that does not answer is left alone before
-	// one caller tries it again. Zero: DefaultSuspend.
+	// one session is opened on it to see. Zero: DefaultSuspend.
 	Suspend time.Duration
 
 	// Pool is what the pools of all endpoints have in common: the token's label,
@@ -64,8 +64,9 @@ type Config struct {
 	// travel there.
 	Plaintext bool
 
-	// OnEvent, when set, is told what happens to endpoints and lists. What
-	// happens to sessions, Pool.OnEvent is told.
+	// OnEvent, when set, is told what happens to endpoints and lists. It is called
+	// without locks held and must return soon, without asking the Balancer for
+	// sessions. What happens to sessions, Pool.OnEvent is told.
 	OnEvent func(Event)
 }
 

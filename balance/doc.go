@@ -3,7 +3,7 @@
 // A [Balancer] is a [sessionpool.Source] over the endpoints of balance lists: text
 // files with one HSM a line. Each new session goes to the next endpoint of the
 // current list, whatever its load; one that does not answer is suspended for a
-// while and then tried again by one caller; when none of a list answers, the next
+// while, and then one session is opened on it to see; when none of a list answers, the next
 // list becomes the current one and stays so until it fails in turn.
 //
 // The files may be rewritten at any time: a [Balancer] with Config.Refresh reads
@@ -22,6 +22,16 @@
 //
 // # Failing over
 //
-// Acquire never fails while one endpoint works. What was begun on a session that
+// Acquire does not fail while one endpoint works. What was begun on a session that
 // dies is made again by those who may: see [sessionpool.Retry].
+//
+// # Goroutines
+//
+// Callers take sessions that are in the caches of the endpoints' pools. Opening
+// one is for visits: one at a time for each endpoint, in the background, so that
+// whoever can turn to another HSM never waits for one that hangs, and whoever
+// cannot waits as long as one PKCS#11 call may take. Visits, and connections that
+// are closed because no list names their endpoint any more, are tasks of the
+// Balancer; one more goroutine reads the lists. Close ends all of them. No lock is
+// held across a call into a library.
 package balance

@@ -14,6 +14,7 @@ import (
 type attempt struct {
 	wish  []sessionpool.Option // what the caller asked for
 	opts  []sessionpool.Option // the same, without waiting
+	usual bool                 // usual sessions will do, from the caches
 	once  bool                 // a one-time PIN is among it
 	busy  []*member            // that answer, and have every session in use
 	tried []*member            // that failed
@@ -27,7 +28,7 @@ var idle, noWait = []sessionpool.Option{sessionpool.Idle()}, []sessionpool.Optio
 func newAttempt(wish []sessionpool.Option, cached bool) attempt {
 	a := attempt{wish: wish, opts: noWait}
 	unusual := func(o sessionpool.Option) bool { return !o.Usual() }
-	if cached && !slices.ContainsFunc(wish, unusual) {
+	if a.usual = cached && !slices.ContainsFunc(wish, unusual); a.usual {
 		a.opts = idle
 	}
 	if len(wish) > 0 {
@@ -42,9 +43,9 @@ func newAttempt(wish []sessionpool.Option, cached bool) attempt {
 // one-time PIN may have been sent, and is not sent to another HSM.
 func (a *attempt) over(ctx context.Context, m *member, err error) bool {
 	switch {
-	case err == nil, ctx.Err() != nil, errors.Is(err, sessionpool.ErrClosed):
+	case err == nil, ctx.Err() != nil:
 		return true
-	case busy(err):
+	case busy(err), errors.Is(err, sessionpool.ErrClosed): // the lists have changed, which is news
 		a.busy = append(a.busy, m)
 		return false
 	case a.once && !errors.Is(err, sessionpool.ErrUnsuitable):

@@ -148,8 +148,11 @@ func (f *fleet) lastResort(ctx context.Context, b *Balancer, a *attempt) (*sessi
 		got := <-answers
 		switch {
 		case got.err == nil, busy(got.err):
-		case ctx.Err() != nil, errors.Is(got.err, sessionpool.ErrClosed):
+		case ctx.Err() != nil:
 			return nil, got.err
+		case errors.Is(got.err, sessionpool.ErrClosed): // the lists have changed, which is news
+			a.busy = append(a.busy, got.member)
+			continue
 		default:
 			a.failed(got.member, got.err)
 			continue

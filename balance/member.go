@@ -152,6 +152,8 @@ func (m *member) notice(c *connection, e sessionpool.Event) {
 		if c.bridge != nil {
 			c.bridge.Disconnect() // the call comes back, and is forgotten
 		}
+	case sessionpool.SessionClosed, sessionpool.OrphanReturned:
+		m.balancer.changed.tell() // there is room for another one
 	case sessionpool.HSMDown:
 		m.suspend(nil, c.explain(e.Err))
 	case sessionpool.LeftOut:

@@ -121,7 +121,7 @@ func (m *member) look(suspended bool) error {
 		if err == nil {
 			err = c.look()
 		}
-		if !busy(err) {
+		if !busy(err) && (!tooMany(err) || len(m.ways()) == 1) {
 			return err
 		}
 	}
@@ -131,8 +131,9 @@ func (m *member) look(suspended bool) error {
 	if !room {
 		return errBusy
 	}
+	others := len(m.ways()) > 0 // a connection that fails is kept where it is the first
 	err := m.widen()
-	if err != nil && !suspended && len(m.ways()) > 0 {
+	if err != nil && !suspended && others {
 		return m.enough(err)
 	}
 	return err

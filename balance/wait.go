@@ -45,6 +45,9 @@ func (b *Balancer) await(ctx context.Context, changed <-chan struct{}, a *attemp
 	stop := make(chan struct{})
 	defer close(stop)
 	opts := slices.Concat(a.wish, []sessionpool.Option{sessionpool.WaitUntil(stop)})
+	if a.usual {
+		opts = append(opts, sessionpool.Idle()) // to open one is for visits
+	}
 	free, once := make(chan *sessionpool.Session), a.once
 	for _, m := range a.busy {
 		for _, c := range m.ways() {

@@ -101,6 +101,30 @@ func TestAnIdleSessionIsHadOrNotAtOnce(t *testing.T) {
 	if _, err := p.Acquire(context.Background(), sessionpool.Idle()); !errors.Is(err, sessionpool.ErrUnsuitable) {
 		t.Errorf("the only session is in use: %v, want ErrUnsuitable", err)
 	}
+	// Who waits for an idle one does not keep others from opening one.
+	stop, result := make(chan struct{}), make(chan error, 2)
+	for range cap(result) {
+		go func() {
+			s, err := p.Acquire(context.Background(), sessionpool.Idle(), sessionpool.WaitUntil(stop))
+			if err == nil {
+				defer s.Close()
+			}
+			result <- err
+		}()
+	}
+	until(t, "both wait", func() bool { return p.Stats().Waiting == 2 })
+	other := acquire(t, p, sessionpool.NoWait())
+	if n := p.Stats().Waiting; n != 2 {
+		t.Errorf("%d wait, want both", n)
+	}
+	other.Release()
+	if err := <-result; err != nil {
+		t.Errorf("a session was released: %v", err)
+	}
+	close(stop)
+	if err := <-result; !errors.Is(err, sessionpool.ErrUnsuitable) {
+		t.Errorf("told to give up: %v, want ErrUnsuitable", err)
+	}
 	for _, o := range []sessionpool.Option{sessionpool.ReadWrite(), sessionpool.Bypass(), sessionpool.Public(), sessionpool.OneTimePIN("1")} {
 		if o.Usual() {
 			t.Errorf("%v is met by usual sessions", o)

@@ -27,6 +27,7 @@ type cache struct {
 type waiter struct {
 	kind  kind
 	fresh bool
+	idle  bool
 	ready chan grant
 }
 
@@ -64,11 +65,12 @@ func (c *cache) limit() int {
 
 // take finds a session for a caller: an idle one of its kind, or nil and the
 // right to open one, after evict (if any) was closed. It waits for its turn
-// until ctx ends, or closing or giveUp is closed. fresh callers take no idle one.
-func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan struct{}, k kind, fresh bool) (found, evict *physical, err error) {
+// until ctx ends, or closing or giveUp is closed. fresh callers take no idle one, idle
+// callers open none.
+func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan struct{}, k kind, fresh, idle bool) (found, evict *physical, err error) {
 	c.mu.Lock()
-	if len(c.waiters) == 0 {
-		if g, ok := c.takeNow(k, fresh); ok {
+	if !c.mustQueue(idle) {
+		if g, ok := c.takeNow(k, fresh, idle); ok {
 			c.mu.Unlock()
 			return g.found, g.evict, g.err
 		}
@@ -79,7 +81,7 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan
 		return nil, nil, errBusy
 	default:
 	}
-	w := &waiter{kind: k, fresh: fresh, ready: make(chan grant, 1)}
+	w := &waiter{kind: k, fresh: fresh, idle: idle, ready: make(chan grant, 1)}
 	c.waiters = append(c.waiters, w)
 	// Newcomers queue behind others, who may want what this one does not.
 	c.wake()
@@ -114,7 +116,13 @@ func (c *cache) take(ctx context.Context, closing <-chan struct{}, giveUp <-chan
 	return nil, nil, err
 }
 
-func (c *cache) takeNow(k kind, fresh bool) (g grant, ok bool) {
+// mustQueue reports whether a newcomer has to wait behind others. Those who wait
+// for an idle session want no place.
+func (c *cache) mustQueue(idle bool) bool {
+	return slices.ContainsFunc(c.waiters, func(w *waiter) bool { return idle || !w.idle })
+}
+
+func (c *cache) takeNow(k kind, fresh, idle bool) (g grant, ok bool) {
 	switch {
 	case c.hanging >= c.limits.orphans:
 		return grant{err: fail(ErrSession, nil, "%d calls hang in the PKCS#11 library, no more are made until one comes back", c.hanging)}, true
@@ -126,6 +134,9 @@ func (c *cache) takeNow(k kind, fresh bool) (g grant, ok bool) {
 			return grant{found: p}, true
 		}
 	}
+	if idle {
+		return grant{}, false
+	}
 	if c.places < c.limit() {
 		c.places++
 		return grant{}, true
@@ -134,16 +145,6 @@ func (c *cache) takeNow(k kind, fresh bool) (g grant, ok bool) {
 		return grant{evict: p}, true // its place goes with it
 	}
 	return grant{}, false
-}
-
-// takeIdle finds an idle session of a kind, unless others wait for one.
-func (c *cache) takeIdle(k kind) *physical {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.waiters) > 0 || c.hanging >= c.limits.orphans {
-		return nil
-	}
-	return c.pop(k)
 }
 
 // pop takes the newest idle session of a kind.
@@ -174,16 +175,21 @@ func (c *cache) oldest() *physical {
 	return p
 }
 
-// wake serves waiters in their order for as long as it can.
+// wake serves waiters in their order for as long as it can. Those who open no
+// session do not keep others from a place.
 func (c *cache) wake() {
-	for len(c.waiters) > 0 {
-		w := c.waiters[0]
-		g, ok := c.takeNow(w.kind, w.fresh)
-		if !ok {
+	for i := 0; i < len(c.waiters); {
+		w := c.waiters[i]
+		g, ok := c.takeNow(w.kind, w.fresh, w.idle)
+		switch {
+		case ok:
+			c.waiters = slices.Delete(c.waiters, i, i+1)
+			w.ready <- g
+		case w.idle:
+			i++
+		default:
 			return
 		}
-		c.waiters = slices.Delete(c.waiters, 0, 1)
-		w.ready <- g
 	}
 }
 

@@ -61,8 +61,9 @@ func (o Option) OneTime() bool { return o.once }
 // out without options, read-only and from the cache.
 func (o Option) Usual() bool { return !o.once && o.set&(optReadWrite|optBypass|optPublic) == 0 }
 
-// Idle asks for a session from the cache: where there is none a pool opens none,
-// and answers [ErrUnsuitable].
+// Idle asks for a session from the cache: a pool opens none. It answers
+// [ErrUnsuitable] if the cache has none, or with WaitUntil waits for one that
+// others release.
 func Idle() Option { return Option{set: optIdle} }
 
 // NoWait asks for a session without waiting for others to release theirs: at its
@@ -105,6 +106,9 @@ func newRequest(opts []Option) request {
 		if o.giveUp != nil {
 			r.giveUp = o.giveUp
 		}
+	}
+	if r.has(optIdle) && r.giveUp == nil {
+		r.giveUp = noWait.giveUp
 	}
 	return r
 }

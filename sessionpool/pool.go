@@ -100,13 +100,7 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 	if p.cfg.PIN == nil || r.has(optPublic) {
 		k |= kindPublic
 	}
-	var ph *physical
-	var err error
-	if r.has(optIdle) {
-		ph, err = p.obtainIdle(ctx, k)
-	} else {
-		ph, err = p.obtain(ctx, k, r.has(optBypass) || p.cfg.DisableCache, r.giveUp)
-	}
+	ph, err := p.obtain(ctx, k, r)
 	if err != nil {
 		return nil, err
 	}
@@ -115,10 +109,11 @@ func (p *Pool) acquire(ctx context.Context, r request) (*Session, error) {
 }
 
 // obtain gets a physical session, from the cache or from the token.
-func (p *Pool) obtain(ctx context.Context, k kind, fresh bool, giveUp <-chan struct{}) (*physical, error) {
+func (p *Pool) obtain(ctx context.Context, k kind, r request) (*physical, error) {
 	t := p.token
+	fresh := r.has(optBypass) || p.cfg.DisableCache
 	for {
-		found, evict, err := t.cache.take(ctx, p.closing, giveUp, k, fresh)
+		found, evict, err := t.cache.take(ctx, p.closing, r.giveUp, k, fresh, r.has(optIdle))
 		if err != nil {
 			return nil, err
 		}
@@ -149,24 +144,6 @@ func (p *Pool) obtain(ctx context.Context, k kind, fresh bool, giveUp <-chan str
 		}
 		ph.place, ph.resets = true, t.resets.Load()
 		return ph, nil
-	}
-}
-
-// obtainIdle gets a physical session from the cache.
-func (p *Pool) obtainIdle(ctx context.Context, k kind) (*physical, error) {
-	for {
-		found := p.token.cache.takeIdle(k)
-		if found == nil {
-			return nil, errBusy
-		}
-		ph, err := p.vet(ctx, found)
-		if err != nil {
-			return nil, err
-		}
-		if ph != nil {
-			p.token.counts.reused.Add(1)
-			return ph, nil
-		}
 	}
 }
 
