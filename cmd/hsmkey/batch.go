@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -124,7 +123,14 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 		return err
 	}
 	defer func() { _ = input.Close() }()
-	return a.withHSM(ctx, func(h *hsmkey.HSM) error {
+	config, err := a.config()
+	if err != nil {
+		return err
+	}
+	if config.Pool.MaxSessions == 0 {
+		config.Pool.MaxSessions = jws.MaxBatchSessions // the batch knows how many it wants
+	}
+	return a.with(ctx, config, closeSoon, func(h *hsmkey.HSM) error {
 		key, err := h.Key(ctx, query)
 		if err != nil {
 			return err
@@ -133,7 +139,11 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 		if err != nil {
 			return withHint(err, "`hsmkey key list` shows which algorithms each key signs with")
 		}
-		run := &batchRun{app: a, flags: f, opts: opts, signer: signer, input: input}
+		run := &batchRun{
+			app: a, flags: f, opts: opts, signer: signer,
+			claims: claimsMaker{expiresIn: f.expiresIn, uniqueID: f.uniqueID},
+			lines:  batchfile.NewLines(input), progress: a.newProgress(input),
+		}
 		return run.do(ctx)
 	})
 }
@@ -155,142 +165,4 @@ func (a *app) openInput(name string) (*os.File, error) {
 		return nil, withHint(fmt.Errorf("--in: %w", errors.Join(err, file.Close())), "name a file with one JSON object a line")
 	}
 	return file, nil
-}
-
-// batchRun is one run of the command.
-type batchRun struct {
-	app    *app
-	flags  *batchFlags
-	opts   jws.BatchOptions
-	signer *jws.Signer
-	input  *os.File
-
-	claims   claimsMaker
-	out      *batchfile.Output // nil: standard output
-	progress *progress
-	signed   int
-	skipped  int
-	sessions int
-}
-
-func (r *batchRun) do(ctx context.Context) error {
-	r.claims = claimsMaker{expiresIn: r.flags.expiresIn, uniqueID: r.flags.uniqueID}
-	r.progress = r.app.newProgress(r.input)
-	started := time.Now()
-	if r.flags.out != "-" {
-		if err := r.openOutput(); err != nil {
-			return err
-		}
-	}
-	err := r.sign(ctx)
-	r.progress.finish()
-	err = errors.Join(err, r.closeOutput(err))
-	if err == nil || r.signed > 0 {
-		r.summary(time.Since(started))
-	}
-	return err
-}
-
-func (r *batchRun) openOutput() (err error) {
-	if !r.flags.resume {
-		r.out, err = batchfile.Create(r.flags.out)
-		if errors.Is(err, batchfile.ErrUnfinished) {
-			return withHint(err, "go on with --resume, or remove that file")
-		}
-	} else {
-		r.out, err = batchfile.Resume(r.flags.out)
-	}
-	if err != nil {
-		return withHint(fmt.Errorf("--out: %w", err), "does the directory exist, and may you write there?")
-	}
-	return nil
-}
-
-// closeOutput gives the output its name, or keeps what there is of it.
-func (r *batchRun) closeOutput(failed error) error {
-	if r.out == nil {
-		return nil
-	}
-	if failed == nil {
-		return r.out.Finish()
-	}
-	kept, err := r.out.Abandon()
-	if kept {
-		r.app.note("%s has %s; --resume goes on from there", filepath.Base(r.flags.out)+batchfile.Suffix, counted(r.out.Written+r.signed, "token"))
-	}
-	return err
-}
-
-// sign runs the batch, and writes its tokens.
-func (r *batchRun) sign(ctx context.Context) (err error) {
-	lines := &lineFeed{claims: &r.claims, skip: r.opts.Skip, signer: r.signer}
-	if r.out != nil {
-		lines.done, lines.last = r.out.Written, r.out.Last
-	}
-	r.opts.Prepare = lines.prepare
-	r.opts.OnSessions = func(n int) { r.sessions = n }
-	write := r.writer()
-	defer func() { err = errors.Join(err, write("")) }()
-	for token, err := range r.signer.Batch(ctx, lines.all(r.input), r.opts) {
-		if item := (*jws.ItemError)(nil); errors.As(err, &item) {
-			if !r.opts.Skip {
-				return item.Err
-			}
-			r.skipped++
-			r.progress.clear()
-			r.app.note("skipped: %v", item.Err)
-			continue
-		}
-		if err == nil {
-			err = write(token)
-		}
-		if err != nil {
-			return err
-		}
-		r.signed++
-		r.progress.set(r.signed + r.skipped)
-	}
-	return lines.err
-}
-
-// writer returns what writes a token, and, with nothing, what is still held.
-func (r *batchRun) writer() func(string) error {
-	if r.out != nil {
-		return func(token string) error {
-			if token == "" {
-				return nil
-			}
-			return r.out.Write(token)
-		}
-	}
-	w := newEagerWriter(r.app.stdout)
-	return func(token string) error {
-		if token == "" {
-			return w.close()
-		}
-		return w.line(token)
-	}
-}
-
-// summary tells what was done.
-func (r *batchRun) summary(took time.Duration) {
-	text := fmt.Sprintf("signed %s in %v (%.0f/s)", counted(r.signed, "token"), took.Round(time.Millisecond), float64(r.signed)/max(took.Seconds(), 0.001))
-	if r.sessions > 0 {
-		text += " in " + counted(r.sessions, "session")
-	}
-	if r.out != nil && r.out.Written > 0 {
-		text += fmt.Sprintf(", after %d of earlier runs", r.out.Written)
-	}
-	if r.skipped > 0 {
-		text += "; skipped " + counted(r.skipped, "line")
-	}
-	r.app.note("%s", text)
-}
-
-// counted is a number of things in words.
-func counted(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
 }

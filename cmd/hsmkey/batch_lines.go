@@ -4,26 +4,19 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
-	"iter"
-	"strings"
+	"strconv"
 	"time"
 
-	"github.com/hsmkey/hsmkey/internal/batchfile"
 	"github.com/hsmkey/hsmkey/jws"
 )
 
 // claimsMaker makes the payload of a token from a line.
 type claimsMaker struct {
-	expiresIn time.Duration
+	expiresIn time.Duration // zero: no times are added
 	uniqueID  bool
 }
-
-// fixed reports whether the same line always makes the same payload.
-func (c *claimsMaker) fixed() bool { return c.expiresIn == 0 && !c.uniqueID }
 
 // make checks the claims of a line and adds what was asked for. The rest stays
 // as it is, to the last digit and blank.
@@ -32,127 +25,72 @@ func (c *claimsMaker) make(text []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.fixed() {
-		return claims, nil
+	if add := c.additions(time.Now(), newID); len(add) > 0 {
+		return addMembers(claims, add)
 	}
+	return claims, nil
+}
+
+// additions are the members that are added to claims.
+func (c *claimsMaker) additions(now time.Time, id func() []byte) []member {
 	var add []member
 	if c.expiresIn > 0 {
-		now := time.Now()
-		add = append(add, member{"iat", fmt.Append(nil, now.Unix())}, member{"exp", fmt.Append(nil, now.Add(c.expiresIn).Unix())})
+		add = append(add, times(now, c.expiresIn)...)
 	}
 	if c.uniqueID {
-		add = append(add, member{"jti", fmt.Appendf(nil, "%q", newID())})
+		add = append(add, member{"jti", id()})
 	}
-	return addMembers(claims, add)
+	return add
 }
 
-// newID is 128 random bits.
-func newID() string {
+// newID is 128 random bits as a JSON string.
+func newID() []byte {
 	var id [16]byte
 	rand.Read(id[:]) //nolint:errcheck // never fails: it ends the process instead
-	return base64.RawURLEncoding.EncodeToString(id[:])
+	return append(base64.RawURLEncoding.AppendEncode([]byte{'"'}, id[:]), '"')
 }
 
-// lineFeed turns lines into the items of a batch: eight bytes with the number of
-// the line, and its text; nothing but the number stands for a line that is too
-// long.
-type lineFeed struct {
-	claims *claimsMaker
-	signer *jws.Signer
-	skip   bool
-	done   int    // tokens that an earlier run wrote
-	last   string // the last of them
-	err    error  // why the input ended early
-}
-
-const numberSize = 8
-
-// all yields the lines that are still to be signed.
-func (f *lineFeed) all(input io.Reader) iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		var item []byte
-		done := 0
-		for line := range batchfile.Lines(input, func(err error) { f.err = fmt.Errorf("reading the input: %w", err) }) {
-			if done < f.done {
-				// An earlier run has signed this line, or passed it over.
-				payload, err := f.payload(line.Text)
-				switch {
-				case err == nil:
-					done++
-					if done == f.done {
-						if f.err = f.agree(line.Number, payload); f.err != nil {
-							return
-						}
-					}
-				case !f.skip:
-					f.err = lineError(line.Number, err)
-					return
-				}
-				continue
-			}
-			item = binary.BigEndian.AppendUint64(item[:0], uint64(line.Number))
-			if !yield(append(item, line.Text...)) {
-				return
-			}
-		}
-		if f.err == nil && done < f.done {
-			f.err = withHint(usagef("the output has %d tokens, the input only %d lines of claims", f.done, done), "--resume goes on with the same --in and --out")
-		}
-	}
-}
-
-func (f *lineFeed) payload(text []byte) ([]byte, error) {
-	if len(text) == 0 {
-		return nil, batchfile.ErrTooLong
-	}
-	return f.claims.make(text)
-}
-
-// prepare is the payload of an item.
-func (f *lineFeed) prepare(_ int, item []byte) ([]byte, error) {
-	payload, err := f.payload(item[numberSize:])
+// made reports whether a payload is what make once made of a line: the claims, and
+// behind them what was asked for, with the time and the id of then.
+func (c *claimsMaker) made(payload, text []byte) bool {
+	claims, err := jws.MarshalClaims(json.RawMessage(bytes.TrimSpace(text)))
 	if err != nil {
-		return nil, lineError(int(binary.BigEndian.Uint64(item)), err) //nolint:gosec // it was an int
+		return false
 	}
-	return payload, nil
+	var then int64
+	if c.expiresIn > 0 {
+		_, after, _ := bytes.Cut(lastFrom(payload, `"iat":`), []byte(":"))
+		digits, _, _ := bytes.Cut(after, []byte(","))
+		if then, err = strconv.ParseInt(string(digits), 10, 64); err != nil {
+			return false
+		}
+	}
+	id := func() []byte {
+		_, value, _ := bytes.Cut(lastFrom(payload, `"jti":`), []byte(":"))
+		return bytes.TrimSuffix(value, []byte("}"))
+	}
+	want := claims
+	if add := c.additions(time.Unix(then, 0), id); len(add) > 0 {
+		if want, err = addMembers(claims, add); err != nil {
+			return false
+		}
+	}
+	return bytes.Equal(payload, want)
+}
+
+// lastFrom is the text from the last place of a mark on.
+func lastFrom(text []byte, mark string) []byte {
+	return text[max(bytes.LastIndex(text, []byte(mark)), 0):]
 }
 
 func lineError(number int, err error) error { return fmt.Errorf("line %d: %w", number, err) }
 
-// agree makes sure that the last token of an earlier run is that of this line,
-// key and options.
-func (f *lineFeed) agree(number int, payload []byte) error {
-	changed := func(what string) error {
-		return withHint(usagef("--resume: the last token of the output does not have the %s of line %d", what, number),
-			"go on with the same --in, --key and options, or begin anew without --resume")
+// splitToken takes a compact token apart.
+func splitToken(token []byte) (header string, payload []byte, ok bool) {
+	parts := bytes.Split(token, []byte("."))
+	if len(parts) != 3 || len(parts[2]) == 0 {
+		return "", nil, false
 	}
-	header, rest, _ := strings.Cut(f.last, ".")
-	encoded, _, whole := strings.Cut(rest, ".")
-	if !whole || header != f.signer.EncodedHeader() {
-		return changed("header that belongs to the key and options, and so not the token")
-	}
-	got, err := base64.RawURLEncoding.DecodeString(encoded)
-	switch {
-	case err != nil:
-		return changed("claims")
-	case f.claims.fixed() && !bytes.Equal(got, payload):
-		return changed("claims")
-	case !f.claims.fixed() && !sameStart(got, payload):
-		return changed("claims")
-	}
-	return nil
-}
-
-// sameStart reports whether two payloads are one but for what was added to them,
-// which stands at their end.
-func sameStart(a, b []byte) bool {
-	cut := func(p []byte) []byte {
-		for _, added := range []string{`"iat":`, `"jti":`} {
-			if at := bytes.LastIndex(p, []byte(added)); at >= 0 {
-				return p[:at]
-			}
-		}
-		return p
-	}
-	return bytes.Equal(cut(a), cut(b))
+	payload, err := base64.RawURLEncoding.DecodeString(string(parts[1]))
+	return string(parts[0]), payload, err == nil
 }

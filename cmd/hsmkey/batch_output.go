@@ -2,7 +2,8 @@ package main
 
 import (
 	"bufio"
-	"fmt"
+	"bytes"
+	"errors"
 	"io"
 	"os"
 	"sync"
@@ -10,8 +11,6 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
-
-	"github.com/hsmkey/hsmkey/internal/batchfile"
 )
 
 // eagerWriter writes lines in large pieces when they come fast, and soon when
@@ -58,13 +57,16 @@ func (e *eagerWriter) close() error {
 
 func (e *eagerWriter) note(err error) error {
 	if err != nil && e.err == nil {
-		e.err = fmt.Errorf("writing the output: %w", err)
+		e.err = err
 	}
 	return e.err
 }
 
 // progress shows a person how far a batch is. To others it does nothing.
-type progress struct{ bar *progressbar.ProgressBar }
+type progress struct {
+	bar   *progressbar.ProgressBar // nil: nobody looks
+	drawn time.Time
+}
 
 // newProgress makes a bar if standard error is a terminal. Of a file it knows how
 // many lines there are to come.
@@ -79,7 +81,7 @@ func (a *app) newProgress(input *os.File) *progress {
 			total = n
 		}
 	}
-	return &progress{progressbar.NewOptions(total,
+	return &progress{bar: progressbar.NewOptions(total,
 		progressbar.OptionSetWriter(terminal),
 		progressbar.OptionSetDescription("signing"),
 		progressbar.OptionSetItsString("tokens"),
@@ -87,29 +89,48 @@ func (a *app) newProgress(input *os.File) *progress {
 		progressbar.OptionShowCount(),
 		progressbar.OptionSetPredictTime(true),
 		progressbar.OptionFullWidth(),
-		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionClearOnFinish(),
 	)}
 }
 
-// countLines reads a file once over, from where it stands and back.
+// countLines counts the ends of lines from where a file stands, and goes back.
 func countLines(file *os.File) (int, error) {
 	at, err := file.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return 0, err
 	}
-	n, err := batchfile.Count(file)
-	if err != nil {
-		return 0, err
+	count, ended := 0, true
+	for block := make([]byte, 256<<10); ; {
+		n, err := file.Read(block)
+		count += bytes.Count(block[:n], []byte{'\n'})
+		if n > 0 {
+			ended = bytes.HasSuffix(block[:n], []byte{'\n'})
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if !ended {
+		count++
 	}
 	_, err = file.Seek(at, io.SeekStart)
-	return n, err
+	return count, err
 }
+
+// drawEvery is how often the bar is drawn.
+const drawEvery = 100 * time.Millisecond
 
 // The bar is decoration: what it cannot show is nobody's loss.
 
 func (p *progress) set(done int) {
-	if p.bar != nil {
+	if p.bar == nil {
+		return
+	}
+	if now := time.Now(); now.Sub(p.drawn) >= drawEvery {
+		p.drawn = now
 		_ = p.bar.Set(done)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -64,10 +65,14 @@ func (a *app) readClaims(f *payloadFlags) ([]byte, error) {
 
 // addTimes adds the claims iat and exp (RFC 7519 sections 4.1.6 and 4.1.4).
 func addTimes(claims []byte, now time.Time, expiresIn time.Duration) ([]byte, error) {
-	return addMembers(claims, []member{
-		{"iat", fmt.Append(nil, now.Unix())},
-		{"exp", fmt.Append(nil, now.Add(expiresIn).Unix())},
-	})
+	return addMembers(claims, times(now, expiresIn))
+}
+
+func times(now time.Time, expiresIn time.Duration) []member {
+	return []member{
+		{"iat", strconv.AppendInt(nil, now.Unix(), 10)},
+		{"exp", strconv.AppendInt(nil, now.Add(expiresIn).Unix(), 10)},
+	}
 }
 
 // member is a member of a JSON object.
@@ -79,9 +84,36 @@ type member struct {
 // addMembers adds members to the end of a JSON object, and leaves the rest of it
 // as it is, to the last digit.
 func addMembers(object []byte, add []member) ([]byte, error) {
+	if err := hasNone(object, add); err != nil {
+		return nil, err
+	}
+	out := append(make([]byte, 0, len(object)+128), opened(object)...)
+	for i, m := range add {
+		if i > 0 || out[len(out)-1] != '{' {
+			out = append(out, ',')
+		}
+		out = append(append(append(append(out, '"'), m.name...), '"', ':'), m.value...)
+	}
+	return append(out, '}'), nil
+}
+
+// opened is a JSON object without its end.
+func opened(object []byte) []byte {
+	return bytes.TrimRight(object[:bytes.LastIndexByte(object, '}')], " \t\r\n")
+}
+
+// hasNone makes sure that a JSON object has none of the members.
+func hasNone(object []byte, add []member) error {
+	suspect := bytes.IndexByte(object, '\\') >= 0 // escapes may hide a name
+	for _, m := range add {
+		suspect = suspect || bytes.Contains(object, []byte(m.name))
+	}
+	if !suspect {
+		return nil
+	}
 	var there map[string]json.RawMessage
 	if err := json.Unmarshal(object, &there); err != nil {
-		return nil, fmt.Errorf("%w: %w", jws.ErrClaims, err)
+		return fmt.Errorf("%w: %w", jws.ErrClaims, err)
 	}
 	for _, m := range add {
 		if _, is := there[m.name]; is {
@@ -89,16 +121,8 @@ func addMembers(object []byte, add []member) ([]byte, error) {
 			if m.name == "jti" {
 				flag = "--jti"
 			}
-			return nil, withHint(fmt.Errorf("%w: they have %q already, which %s adds", jws.ErrClaims, m.name, flag), "leave out one of the two")
+			return withHint(fmt.Errorf("%w: they have %q already, which %s adds", jws.ErrClaims, m.name, flag), "leave out one of the two")
 		}
 	}
-	end := bytes.LastIndexByte(object, '}')
-	out := append(make([]byte, 0, len(object)+128), bytes.TrimRight(object[:end], " \t\r\n")...)
-	for i, m := range add {
-		if i > 0 || len(there) > 0 {
-			out = append(out, ',')
-		}
-		out = fmt.Appendf(out, "%q:%s", m.name, m.value)
-	}
-	return append(out, '}'), nil
+	return nil
 }

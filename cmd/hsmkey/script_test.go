@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -53,12 +55,14 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"refuses": refuses,
-			"logins":  logins,
-			"serve":   serve,
-			"mode":    mode,
-			"hsm":     hsms(t),
-			"killed":  killed,
+			"refuses":     refuses,
+			"logins":      logins,
+			"serve":       serve,
+			"mode":        mode,
+			"hsm":         hsms(t),
+			"killed":      killed,
+			"interrupted": interrupted,
+			"holding":     holding,
 		},
 	})
 }
@@ -207,11 +211,28 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 // killed runs a batch and kills it as soon as its unfinished output has some
 // bytes: killed BYTES COMMAND ARG... --out FILE ... A run that is faster is fine.
 func killed(ts *testscript.TestScript, neg bool, args []string) {
+	if status, stderr := signalled(ts, neg, args, os.Kill); status > 0 {
+		ts.Fatalf("ends with %d: %s", status, stderr)
+	}
+}
+
+// interrupted is the same with Ctrl-C: the run has to end with status 130, and to
+// say how to go on.
+func interrupted(ts *testscript.TestScript, neg bool, args []string) {
+	status, stderr := signalled(ts, neg, args, os.Interrupt)
+	if said := strings.Contains(stderr, "--resume goes on from there"); status != 0 && (status != exitInterrupted || !said) {
+		ts.Fatalf("ends with %d: %s", status, stderr)
+	}
+}
+
+// signalled sends a signal to a batch and returns its exit status, -1 if the signal
+// ended it, and what it wrote to standard error.
+func signalled(ts *testscript.TestScript, neg bool, args []string, signal os.Signal) (status int, said string) {
 	out := slices.Index(args, "--out")
 	if neg || len(args) < 2 || out < 0 || out+1 == len(args) {
-		ts.Fatalf("usage: killed BYTES COMMAND ARG... --out FILE ARG...")
+		ts.Fatalf("want BYTES COMMAND ARG... --out FILE ARG...")
 	}
-	bytes, err := strconv.ParseInt(args[0], 10, 64)
+	size, err := strconv.ParseInt(args[0], 10, 64)
 	ts.Check(err)
 	program := ""
 	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
@@ -221,31 +242,45 @@ func killed(ts *testscript.TestScript, neg bool, args []string) {
 			}
 		}
 	}
+	var stderr bytes.Buffer
 	cmd := exec.Command(program, args[2:]...)
-	cmd.Dir = ts.MkAbs(".")
+	cmd.Dir, cmd.Stderr = ts.MkAbs("."), &stderr
 	for _, name := range []string{"PATH", "GORACE", "HOME", "TRANSCRIPT", "SOFTHSM2_CONF", "HSM_MODULE", "HSM_TOKEN", "HSM_PIN_FILE"} {
 		if value := ts.Getenv(name); value != "" {
 			cmd.Env = append(cmd.Env, name+"="+value)
 		}
 	}
 	ts.Check(cmd.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // its state tells
+	}()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
-		case err := <-ended:
-			ts.Check(err)
-			return
+		case <-ended:
+			return cmd.ProcessState.ExitCode(), stderr.String()
 		case <-tick.C:
-			if info, err := os.Stat(ts.MkAbs(args[out+1] + ".partial")); err == nil && info.Size() >= bytes {
-				ts.Check(cmd.Process.Kill())
-				if err := <-ended; err == nil {
-					ts.Logf("it had just ended")
-				}
-				return
+			if info, err := os.Stat(ts.MkAbs(args[out+1] + ".partial")); err == nil && info.Size() >= size {
+				tick.Stop()
+				_ = cmd.Process.Signal(signal) // it may have ended just now
 			}
 		}
 	}
+}
+
+// holding runs another command of the script's while a file is locked: holding
+// FILE COMMAND ARG... It makes the file.
+func holding(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 5 || args[1] != "refuses" {
+		ts.Fatalf("usage: holding FILE refuses STATUS REGEXP COMMAND [ARG...]")
+	}
+	file, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer file.Close()
+	ts.Check(syscall.Flock(int(file.Fd()), syscall.LOCK_EX))
+	refuses(ts, false, args[2:])
+	ts.Check(os.Remove(file.Name()))
 }

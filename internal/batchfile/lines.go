@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 )
 
 // MaxLine is the longest line in bytes, its end not counted. Longer ones are
@@ -23,76 +22,69 @@ var ErrTooLong = fmt.Errorf("the line is longer than %d bytes", MaxLine)
 type Line struct {
 	Number int    // from 1
 	Text   []byte // without its end; valid until the next line
-	Err    error  // ErrTooLong, or nil
+	Err    error  // ErrTooLong, then there is no text; or nil
 }
 
 // Lines reads input line by line. A line ends with LF or CR LF, the last one
 // also with the input; blank lines are passed over; a UTF-8 byte order mark at
-// the very beginning is, too. What cannot be read ends the sequence, and failed
-// is told why.
-func Lines(input io.Reader, failed func(error)) iter.Seq[Line] {
-	return func(yield func(Line) bool) {
-		r := bufio.NewReaderSize(input, 64<<10)
-		var line []byte
-		for number := 1; ; number++ {
-			var err error
-			line, err = readLine(r, line[:0])
-			ended := errors.Is(err, io.EOF)
-			if number == 1 {
-				line = bytes.TrimPrefix(line, []byte("\uFEFF"))
-			}
-			switch {
-			case errors.Is(err, ErrTooLong):
-				if !yield(Line{Number: number, Err: err}) {
-					return
-				}
-			case err != nil && !ended:
-				failed(err)
-				return
-			case len(bytes.TrimSpace(line)) > 0:
-				if !yield(Line{Number: number, Text: line}) {
-					return
-				}
-			}
-			if ended {
-				return
-			}
-		}
-	}
+// the very beginning is, too.
+type Lines struct {
+	reader *bufio.Reader
+	buffer []byte
+	number int
+	ended  bool
 }
 
-// readLine appends a line to buf. With io.EOF comes the last one, which may be
-// empty; with ErrTooLong comes nothing.
-func readLine(r *bufio.Reader, buf []byte) ([]byte, error) {
-	tooLong := false
-	for {
-		part, err := r.ReadSlice('\n')
-		if len(buf)+len(part) > MaxLine+len("\r\n") {
-			tooLong, buf = true, buf[:0]
+// NewLines returns the lines of an input.
+func NewLines(input io.Reader) *Lines {
+	return &Lines{reader: bufio.NewReaderSize(input, 64<<10)}
+}
+
+// Next returns the next line, or io.EOF after the last one, or why the input
+// cannot be read.
+func (l *Lines) Next() (Line, error) {
+	for !l.ended {
+		err := l.read()
+		l.number++
+		l.ended = errors.Is(err, io.EOF)
+		switch {
+		case errors.Is(err, ErrTooLong):
+			return Line{Number: l.number, Err: ErrTooLong}, nil
+		case err != nil && !l.ended:
+			return Line{}, err
 		}
+		text := l.buffer
+		if l.number == 1 {
+			text = bytes.TrimPrefix(text, []byte("\uFEFF"))
+		}
+		if len(bytes.TrimSpace(text)) > 0 {
+			return Line{Number: l.number, Text: text}, nil
+		}
+	}
+	return Line{}, io.EOF
+}
+
+// read fills the buffer with a line. With io.EOF comes the last one, which may be
+// empty; with ErrTooLong comes nothing.
+func (l *Lines) read() error {
+	const most = MaxLine + len("\r\n")
+	tooLong := false
+	for l.buffer = l.buffer[:0]; ; {
+		part, err := l.reader.ReadSlice('\n')
+		tooLong = tooLong || len(l.buffer)+len(part) > most
 		if !tooLong {
-			buf = append(buf, part...)
+			l.buffer = append(l.buffer, part...)
 		}
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
 		case err != nil && !errors.Is(err, io.EOF):
-			return nil, err
+			return err
 		}
-		buf = bytes.TrimSuffix(bytes.TrimSuffix(buf, []byte("\n")), []byte("\r"))
-		if tooLong || len(buf) > MaxLine {
-			return buf[:0], errors.Join(ErrTooLong, err)
+		l.buffer = bytes.TrimSuffix(bytes.TrimSuffix(l.buffer, []byte("\n")), []byte("\r"))
+		if tooLong || len(l.buffer) > MaxLine {
+			return errors.Join(ErrTooLong, err)
 		}
-		return buf, err
+		return err
 	}
-}
-
-// Count is the number of lines that Lines would yield.
-func Count(input io.Reader) (int, error) {
-	var failed error
-	n := 0
-	for range Lines(input, func(err error) { failed = err }) {
-		n++
-	}
-	return n, failed
 }

@@ -2,73 +2,104 @@ package batchfile
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // Suffix is what the name of an unfinished output ends with. It stands beside
 // the output, so that finishing it is one rename.
 const Suffix = ".partial"
 
-// ErrUnfinished says that an earlier run left an unfinished output.
-var ErrUnfinished = errors.New("an earlier run did not finish")
+// Errors of Create and Resume.
+var (
+	ErrUnfinished = errors.New("an earlier run did not finish")
+	ErrInUse      = errors.New("another process is writing it")
+)
 
 // Output is a file of tokens, one a line, that gets its real name when it is
-// complete.
+// complete. The life of one: Create or Resume; Tokens; Begin; Write; and either
+// Finish or Abandon.
 type Output struct {
-	name string
-	file *os.File
-	w    *bufio.Writer
-
-	// Written is the number of tokens that the file held when it was opened, and
-	// Last the last of them.
-	Written int
-	Last    string
+	name     string
+	file     *os.File // where tokens are, or go
+	finished bool     // file is an output that an earlier run finished
+	complete int64    // size of the lines in file that are complete
+	torn     bool     // there is something behind them
+	writer   *bufio.Writer
 }
 
 // Create begins an output. It fails with [ErrUnfinished] if there is an
 // unfinished one. An output of that name that is finished is replaced in the end.
 func Create(name string) (*Output, error) {
-	file, err := os.OpenFile(name+Suffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("%w: %s is there", ErrUnfinished, name+Suffix)
-	}
-	if err != nil {
+	o := &Output{name: name}
+	if err := o.create(); err != nil {
 		return nil, err
 	}
-	return &Output{name: name, file: file, w: bufio.NewWriterSize(file, 64<<10)}, nil
-}
-
-// Resume opens what an earlier run left: the unfinished output, else the
-// finished one, else nothing. A last line without its end is cut off: it was
-// being written when the run was killed.
-func Resume(name string) (*Output, error) {
-	if _, err := os.Lstat(name + Suffix); errors.Is(err, fs.ErrNotExist) {
-		switch err := os.Rename(name, name+Suffix); {
-		case errors.Is(err, fs.ErrNotExist):
-			return Create(name)
-		case err != nil:
-			return nil, err
-		}
-	}
-	file, err := os.OpenFile(name+Suffix, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	o := &Output{name: name, file: file}
-	if err := o.recover(); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	o.w = bufio.NewWriterSize(file, 64<<10)
 	return o, nil
 }
 
-// recover counts the complete lines, and cuts off what comes after them.
-func (o *Output) recover() error {
+func (o *Output) create() error {
+	file, err := os.OpenFile(o.name+Suffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%w: %s is there", ErrUnfinished, o.name+Suffix)
+	}
+	if err != nil {
+		return err
+	}
+	o.file = file
+	if err := o.lock(); err != nil {
+		return errors.Join(err, file.Close())
+	}
+	return nil
+}
+
+// Resume opens what an earlier run left: the unfinished output, else the
+// finished one, else nothing. It changes nothing yet. It fails with [ErrInUse] if
+// the earlier run still goes on.
+func Resume(name string) (*Output, error) {
+	o := &Output{name: name}
+	file, err := os.OpenFile(name+Suffix, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		file, err = os.Open(name)
+		o.finished = true
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return Create(name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o.file = file
+	if !o.finished {
+		err = o.lock()
+	}
+	if err == nil {
+		err = o.findEnd()
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return o, nil
+}
+
+// lock keeps other processes away. It ends with the file.
+func (o *Output) lock() error {
+	err := syscall.Flock(int(o.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("%s: %w", o.file.Name(), ErrInUse)
+	}
+	return err
+}
+
+// findEnd finds the end of the last complete line: a process that is killed may
+// leave a part of one.
+func (o *Output) findEnd() error {
 	info, err := o.file.Stat()
 	if err != nil {
 		return err
@@ -76,47 +107,79 @@ func (o *Output) recover() error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file", o.file.Name())
 	}
-	r := bufio.NewReaderSize(o.file, 64<<10)
-	var line, last []byte
-	var complete int64
-	for {
-		part, err := r.ReadSlice('\n')
-		line = append(line, part...)
-		switch {
-		case errors.Is(err, bufio.ErrBufferFull):
-			continue
-		case errors.Is(err, io.EOF):
-			o.Last = string(last)
-			if err := o.file.Truncate(complete); err != nil {
-				return err
-			}
-			_, err := o.file.Seek(complete, io.SeekStart)
-			return err
-		case err != nil:
+	defer func() { o.torn = o.complete < info.Size() }()
+	block := make([]byte, 64<<10)
+	for end := info.Size(); end > 0; {
+		start := max(end-int64(len(block)), 0)
+		part := block[:end-start]
+		if _, err := o.file.ReadAt(part, start); err != nil {
 			return err
 		}
-		complete += int64(len(line))
-		o.Written++
-		last = append(last[:0], line[:len(line)-1]...)
-		line = line[:0]
+		if at := bytes.LastIndexByte(part, '\n'); at >= 0 {
+			o.complete = start + int64(at) + 1
+			break
+		}
+		end = start
 	}
+	return nil
+}
+
+// Size is how many bytes of tokens the output holds already.
+func (o *Output) Size() int64 { return o.complete }
+
+// Finished reports whether the output is one that an earlier run finished. It is
+// not if its last line is torn.
+func (o *Output) Finished() bool { return o.finished && !o.torn }
+
+// Tokens are the tokens that the output holds already.
+func (o *Output) Tokens() *Lines {
+	return NewLines(io.NewSectionReader(o.file, 0, o.complete))
+}
+
+// Begin makes the output ready for more tokens: a last line that is torn goes,
+// and a finished output is copied.
+func (o *Output) Begin() error {
+	if o.finished {
+		old := o.file
+		defer func() { _ = old.Close() }() // it was only read
+		if err := o.create(); err != nil {
+			return err
+		}
+		o.finished = false
+		if _, err := io.Copy(o.file, io.NewSectionReader(old, 0, o.complete)); err != nil {
+			return err
+		}
+	}
+	if err := o.file.Truncate(o.complete); err != nil {
+		return err
+	}
+	if _, err := o.file.Seek(o.complete, io.SeekStart); err != nil {
+		return err
+	}
+	o.writer = bufio.NewWriterSize(o.file, 64<<10)
+	return nil
 }
 
 // Write appends a token.
 func (o *Output) Write(token string) error {
-	if _, err := o.w.WriteString(token); err != nil {
+	if _, err := o.writer.WriteString(token); err != nil {
 		return err
 	}
-	return o.w.WriteByte('\n')
+	return o.writer.WriteByte('\n')
 }
 
 // Finish makes sure that the tokens are on the disk, and gives the file its
-// name.
+// name. What is finished already stays as it is.
 func (o *Output) Finish() error {
-	if err := errors.Join(o.w.Flush(), o.file.Sync(), o.file.Close()); err != nil {
-		return err
+	if o.finished {
+		return o.file.Close()
 	}
-	if err := os.Rename(o.name+Suffix, o.name); err != nil {
+	if err := errors.Join(o.writer.Flush(), o.file.Sync()); err != nil {
+		return errors.Join(err, o.file.Close())
+	}
+	// The lock is held until the file has its name.
+	err := os.Rename(o.name+Suffix, o.name)
+	if err := errors.Join(err, o.file.Close()); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(o.name))
@@ -131,14 +194,18 @@ func syncDir(name string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// Abandon keeps what was written for a later Resume. An output without a token
-// leaves nothing behind.
-func (o *Output) Abandon() (kept bool, err error) {
-	err = o.w.Flush()
-	info, statErr := o.file.Stat()
-	err = errors.Join(err, statErr, o.file.Close())
-	if statErr == nil && info.Size() == 0 {
-		return false, errors.Join(err, os.Remove(o.name+Suffix))
+// Abandon keeps what there is for a later Resume. An output without a token
+// leaves nothing behind. It reports the name of the unfinished output, if any.
+func (o *Output) Abandon() (kept string, err error) {
+	if o.finished {
+		return "", o.file.Close()
 	}
-	return true, err
+	if o.writer != nil {
+		err = o.writer.Flush()
+	}
+	info, statErr := o.file.Stat()
+	if statErr == nil && info.Size() == 0 {
+		return "", errors.Join(err, os.Remove(o.name+Suffix), o.file.Close())
+	}
+	return o.name + Suffix, errors.Join(err, statErr, o.file.Close())
 }

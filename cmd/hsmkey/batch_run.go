@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/hsmkey/hsmkey/internal/batchfile"
+	"github.com/hsmkey/hsmkey/jws"
+)
+
+// batchRun is one run of the command.
+type batchRun struct {
+	app      *app
+	flags    *batchFlags
+	opts     jws.BatchOptions
+	signer   *jws.Signer
+	claims   claimsMaker
+	lines    *batchfile.Lines
+	progress *progress
+	out      *batchfile.Output // nil: standard output
+
+	earlier  int // tokens of earlier runs
+	signed   int
+	skipped  int
+	sessions int
+
+	// The feeder's, while the batch goes on.
+	next    batchfile.Line // the line to begin with
+	nextErr error
+}
+
+func (r *batchRun) do(ctx context.Context) error {
+	started := time.Now()
+	if r.flags.out != "-" {
+		if err := r.openOutput(); err != nil {
+			return err
+		}
+	}
+	err := r.signAll(ctx)
+	r.progress.finish()
+	if err == nil || r.signed > 0 {
+		r.summary(time.Since(started))
+	}
+	return err
+}
+
+func (r *batchRun) openOutput() (err error) {
+	if r.flags.resume {
+		r.out, err = batchfile.Resume(r.flags.out)
+	} else {
+		r.out, err = batchfile.Create(r.flags.out)
+	}
+	switch {
+	case errors.Is(err, batchfile.ErrInUse):
+		return withHint(err, "wait for the other run to end")
+	case errors.Is(err, batchfile.ErrUnfinished):
+		return withHint(err, "go on with --resume, or remove that file")
+	case err != nil:
+		return withHint(fmt.Errorf("--out: %w", err), "does the directory exist, and may you write there?")
+	}
+	return nil
+}
+
+// signAll signs what there is to sign, and sees to it that the output gets its
+// name, or that what there is of it is kept.
+func (r *batchRun) signAll(ctx context.Context) error {
+	err := r.catchUp(ctx)
+	caughtUp := err == nil
+	if caughtUp {
+		err = r.sign(ctx)
+	}
+	switch {
+	case r.out == nil:
+		return err
+	case err == nil:
+		return outputError(r.out.Finish())
+	}
+	kept, keepErr := r.out.Abandon()
+	if kept != "" && caughtUp {
+		r.app.note("%s has %s; --resume goes on from there", filepath.Base(kept), counted(r.earlier+r.signed, "token"))
+	}
+	return errors.Join(err, outputError(keepErr))
+}
+
+func outputError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("writing the output: %w", err)
+}
+
+// catchUp finds the line that comes after the tokens of earlier runs. Each of
+// these has to be that of its line, key and options.
+func (r *batchRun) catchUp(ctx context.Context) error {
+	if r.out != nil && r.out.Size() > 0 {
+		tokens := r.out.Tokens()
+		for {
+			token, err := tokens.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err == nil {
+				err = token.Err
+			}
+			if err != nil {
+				return fmt.Errorf("reading the output: %w", err)
+			}
+			if err := r.pass(ctx, token); err != nil {
+				return err
+			}
+			r.earlier++
+			r.progress.set(r.earlier + r.skipped)
+		}
+	}
+	r.next, r.nextErr = r.lines.Next()
+	return nil
+}
+
+// pass goes to the line of a token.
+func (r *batchRun) pass(ctx context.Context, token batchfile.Line) error {
+	header, payload, ok := splitToken(token.Text)
+	if !ok || header != r.signer.EncodedHeader() {
+		return changed("token %d of the output does not have the header that belongs to the key and options", token.Number)
+	}
+	for ctx.Err() == nil {
+		line, err := r.lines.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return changed("the output has more tokens than the input has lines of claims, which is %d", r.earlier)
+		case err != nil:
+			return inputError(err)
+		case r.claims.made(payload, line.Text):
+			return nil
+		}
+		_, reason := r.payload(line.Text)
+		switch {
+		case reason == nil:
+			return changed("token %d of the output does not have the claims of line %d", token.Number, line.Number)
+		case !r.opts.Skip:
+			return changed("line %d cannot be signed, and still the output goes on after it", line.Number)
+		}
+		r.skip(lineError(line.Number, reason))
+	}
+	return ctx.Err()
+}
+
+func changed(format string, args ...any) error {
+	return withHint(usagef("--resume: "+format, args...), "go on with the same --in, --key and options, or begin anew without --resume")
+}
+
+func inputError(err error) error { return fmt.Errorf("reading the input: %w", err) }
+
+// sign signs the lines that are left.
+func (r *batchRun) sign(ctx context.Context) error {
+	if r.out != nil {
+		if r.out.Finished() && errors.Is(r.nextErr, io.EOF) {
+			return nil
+		}
+		if err := r.out.Begin(); err != nil {
+			return outputError(err)
+		}
+	}
+	write, flush := r.writer()
+	err := r.batch(ctx, write)
+	return errors.Join(err, outputError(flush()))
+}
+
+// batch writes a token for each line that is left, with write.
+func (r *batchRun) batch(ctx context.Context, write func(token string) error) error {
+	// When this function returns nobody waits for input that may never come.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fail := func(err error) error {
+		cancel()
+		return err
+	}
+	var inputErr error
+	items := func(yield func([]byte) bool) { inputErr = r.feed(yield) }
+	r.opts.Prepare, r.opts.OnSessions = r.prepare, r.inSessions
+	for token, err := range r.signer.Batch(ctx, items, r.opts) {
+		if item := (*jws.ItemError)(nil); errors.As(err, &item) {
+			if !r.opts.Skip {
+				return fail(item.Err)
+			}
+			r.skip(item.Err)
+			continue
+		}
+		if err == nil {
+			err = outputError(write(token))
+		}
+		if err != nil {
+			return fail(err)
+		}
+		r.signed++
+		r.progress.set(r.earlier + r.signed + r.skipped)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return inputErr
+}
+
+// An item of the batch is eight bytes with the number of a line, and its text;
+// nothing but the number stands for a line that is too long.
+const numberSize = 8
+
+// feed yields the lines that are left.
+func (r *batchRun) feed(yield func([]byte) bool) error {
+	var item []byte
+	for line, err := r.next, r.nextErr; ; line, err = r.lines.Next() {
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return inputError(err)
+		}
+		item = binary.BigEndian.AppendUint64(item[:0], uint64(line.Number))
+		item = append(item, line.Text...)
+		if !yield(item) {
+			return nil
+		}
+	}
+}
+
+// prepare is the payload of an item.
+func (r *batchRun) prepare(_ int, item []byte) ([]byte, error) {
+	payload, err := r.payload(item[numberSize:])
+	if err != nil {
+		return nil, lineError(int(binary.BigEndian.Uint64(item)), err) //nolint:gosec // it was an int
+	}
+	return payload, nil
+}
+
+func (r *batchRun) payload(text []byte) ([]byte, error) {
+	if len(text) == 0 {
+		return nil, batchfile.ErrTooLong
+	}
+	return r.claims.make(text)
+}
+
+func (r *batchRun) skip(reason error) {
+	r.skipped++
+	r.progress.clear()
+	r.app.note("skipped: %v", reason)
+}
+
+// inSessions takes note of how many sessions sign. A library that computes in
+// this process holds as many processors of the scheduler's: it works with less
+// ado when some are left, even though they are only names for the same cores.
+func (r *batchRun) inSessions(n int) {
+	r.sessions = n
+	if want := min(n+2, 4*runtime.NumCPU()); want > runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(want)
+	}
+}
+
+// writer returns what writes a token, and what writes all that is still held.
+func (r *batchRun) writer() (write func(string) error, flush func() error) {
+	if r.out != nil {
+		return r.out.Write, func() error { return nil }
+	}
+	w := newEagerWriter(r.app.stdout)
+	return w.line, w.close
+}
+
+// summary tells what was done.
+func (r *batchRun) summary(took time.Duration) {
+	text := fmt.Sprintf("signed %s in %v (%.0f/s)", counted(r.signed, "token"), took.Round(time.Millisecond), float64(r.signed)/max(took.Seconds(), 0.001))
+	if r.sessions > 0 {
+		text += " in " + counted(r.sessions, "session")
+	}
+	if r.earlier > 0 {
+		text += fmt.Sprintf(", after %d of earlier runs", r.earlier)
+	}
+	if r.skipped > 0 {
+		text += "; skipped " + counted(r.skipped, "line")
+	}
+	r.app.note("%s", text)
+}
+
+// counted is a number of things in words.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
