@@ -108,8 +108,8 @@ func (p *process) measure(alg hsmkey.Algorithm, sessions int, d time.Duration) (
 		return slice{}, fmt.Errorf("%w: %s", errCannot, reason)
 	}
 	var count, wall, cpu int64
-	if _, err := fmt.Sscan(answer, &count, &wall, &cpu); err != nil || count <= 0 || wall <= 0 {
+	if _, err := fmt.Sscan(answer, &count, &wall, &cpu); err != nil || count < 0 || wall <= 0 {
 		return slice{}, fmt.Errorf("%s, %s in %d sessions: %s", p.name, alg, sessions, answer)
 	}
-	return slice{float64(count) / time.Duration(wall).Seconds(), time.Duration(cpu / count)}, nil
+	return slice{float64(count) / time.Duration(wall).Seconds(), time.Duration(cpu / max(count, 1))}, nil
 }

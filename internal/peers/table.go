@@ -47,7 +47,7 @@ func compareAll(ctx context.Context, o options, peers []*process) error {
 func compare(ctx context.Context, o options, peers []*process, alg hsmkey.Algorithm, sessions int) ([]results, error) {
 	all := make([]results, len(peers))
 	for i, p := range peers { // sessions are opened and keys found before anything counts
-		if _, err := p.measure(alg, sessions, 20*time.Millisecond); errors.Is(err, errCannot) {
+		if _, err := p.measure(alg, sessions, 100*time.Millisecond); errors.Is(err, errCannot) {
 			all[i].cannot = err
 		} else if err != nil {
 			return nil, err
