@@ -87,16 +87,12 @@ func (t token) ulong(o pkcs11.ObjectHandle, typ uint) (value uint, there bool, e
 	return value, there, nil
 }
 
-// bool reads a CK_BBOOL attribute; one that is not there has the value absent.
-func (t token) bool(o pkcs11.ObjectHandle, typ uint, absent bool) (bool, error) {
-	raw, there, err := t.attribute(o, typ)
-	if err != nil {
-		return false, err
+// decodeBool reads a CK_BBOOL; one that is not there has the value absent.
+func decodeBool(b []byte, absent bool) bool {
+	if len(b) != 1 {
+		return absent
 	}
-	if !there || len(raw) != 1 {
-		return absent, nil
-	}
-	return raw[0] != 0, nil
+	return b[0] != 0
 }
 
 // decodeUlong reads a CK_ULONG, whose size is that of a C unsigned long at the

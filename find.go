@@ -45,13 +45,20 @@ func (t token) find(template ...*pkcs11.Attribute) (found []pkcs11.ObjectHandle,
 	}
 }
 
-// object is a key object with what tells it from others.
+// object is an object with what tells it from others and, if it is a key, what is
+// asked of each.
 type object struct {
-	handle pkcs11.ObjectHandle
-	class  uint // CKO_PRIVATE_KEY or CKO_SECRET_KEY
-	label  string
-	id     []byte
+	handle  pkcs11.ObjectHandle
+	class   uint
+	label   string
+	id      []byte
+	keyType uint // CKK_*, or untold
+	signs   bool // CKA_SIGN, unless it says nothing of it
+	always  bool // CKA_ALWAYS_AUTHENTICATE
 }
+
+// untold is the type of a key that tells none.
+const untold = ^uint(0)
 
 // String names a key for errors: by its label, else by its id.
 func (o object) String() string { return nameKey(o.label, o.id) }
@@ -66,17 +73,43 @@ func nameKey(label string, id []byte) string {
 // keyClasses are the classes of objects that sign.
 var keyClasses = []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY}
 
-// identify reads what tells a key object from others, and whether it is what the
+// asked are the attributes that identify reads of the objects of a class: those
+// that nearly all of them have, so that one call serves for all.
+var asked = map[uint][]uint{
+	pkcs11.CKO_PRIVATE_KEY: {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_SIGN, pkcs11.CKA_ALWAYS_AUTHENTICATE},
+	pkcs11.CKO_SECRET_KEY:  {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_SIGN},
+	pkcs11.CKO_PUBLIC_KEY:  {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE},
+	pkcs11.CKO_CERTIFICATE: {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID},
+}
+
+// identify reads what tells an object from others, and whether it is what the
 // search was for: one module also lists objects that nobody asked for.
-func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, asked bool, err error) {
-	o = object{handle: handle, class: class}
-	got, err := t.attributes(handle, pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
+func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, wanted bool, err error) {
+	o = object{handle: handle, class: class, keyType: untold, signs: true}
+	values, err := t.attributes(handle, asked[class]...)
 	if err != nil {
 		return o, false, err
 	}
-	o.label, o.id = trimLabel(string(got[1])), got[2]
-	is, there := decodeUlong(got[0])
-	return o, there && is == class, nil
+	for i, value := range values {
+		switch asked[class][i] {
+		case pkcs11.CKA_CLASS:
+			is, there := decodeUlong(value)
+			wanted = there && is == class
+		case pkcs11.CKA_LABEL:
+			o.label = trimLabel(string(value))
+		case pkcs11.CKA_ID:
+			o.id = value
+		case pkcs11.CKA_KEY_TYPE:
+			if number, there := decodeUlong(value); there {
+				o.keyType = number
+			}
+		case pkcs11.CKA_SIGN:
+			o.signs = decodeBool(value, true)
+		case pkcs11.CKA_ALWAYS_AUTHENTICATE:
+			o.always = decodeBool(value, false)
+		}
+	}
+	return o, wanted, nil
 }
 
 // candidates returns every private or secret key that a query matches.

@@ -88,17 +88,14 @@ func lookUp(ctx context.Context, source sessionpool.Source, query Query) (*mater
 // describe reads what is known of a key object.
 func (t token) describe(o object, query Query) (*material, error) {
 	k := &material{query: query, class: o.class, label: o.label, id: o.id}
-	keyType, there, err := t.ulong(o.handle, pkcs11.CKA_KEY_TYPE)
-	if err != nil {
-		return nil, err
-	}
-	if !there {
-		return nil, fmt.Errorf("%w: the key with %s on %s tells no key type", ErrUnsupported, o, t.name)
-	}
-	if o.class == pkcs11.CKO_SECRET_KEY {
-		err = t.describeSecret(k, o, keyType)
-	} else {
-		err = t.describePrivate(k, o, keyType)
+	err := error(nil)
+	switch {
+	case o.keyType == untold:
+		err = fmt.Errorf("%w: the key with %s on %s tells no key type", ErrUnsupported, o, t.name)
+	case o.class == pkcs11.CKO_SECRET_KEY:
+		err = t.describeSecret(k, o)
+	default:
+		err = t.describePrivate(k, o)
 	}
 	if err != nil {
 		return nil, err
@@ -107,11 +104,11 @@ func (t token) describe(o object, query Query) (*material, error) {
 	return k, err
 }
 
-func (t token) describePrivate(k *material, o object, keyType uint) (err error) {
-	switch keyType {
+func (t token) describePrivate(k *material, o object) (err error) {
+	switch o.keyType {
 	case pkcs11.CKK_RSA, pkcs11.CKK_EC, ckkECEdwards:
 	default:
-		return fmt.Errorf("%w: the private key with %s on %s is of type %s", ErrUnsupported, o, t.name, nameKeyType(keyType))
+		return fmt.Errorf("%w: the private key with %s on %s is of type %s", ErrUnsupported, o, t.name, nameKeyType(o.keyType))
 	}
 	if err := t.maySign(o); err != nil {
 		return err
@@ -122,20 +119,16 @@ func (t token) describePrivate(k *material, o object, keyType uint) (err error) 
 	if k.typ, err = typeOf(k.public); err != nil {
 		return fmt.Errorf("the private key with %s on %s: %w", o, t.name, err)
 	}
-	always, err := t.bool(o.handle, pkcs11.CKA_ALWAYS_AUTHENTICATE, false)
-	if err != nil {
-		return err
-	}
-	k.always.Store(always)
+	k.always.Store(o.always)
 	k.algorithms = publicAlgorithms(k.public)
 	return nil
 }
 
-func (t token) describeSecret(k *material, o object, keyType uint) (err error) {
-	switch keyType {
+func (t token) describeSecret(k *material, o object) (err error) {
+	switch o.keyType {
 	case ckkGenericSecret, ckkSHA256HMAC, ckkSHA384HMAC, ckkSHA512HMAC:
 	default:
-		return fmt.Errorf("%w: the secret key with %s on %s is of type %s", ErrUnsupported, o, t.name, nameKeyType(keyType))
+		return fmt.Errorf("%w: the secret key with %s on %s is of type %s", ErrUnsupported, o, t.name, nameKeyType(o.keyType))
 	}
 	if err := t.maySign(o); err != nil {
 		return err
@@ -148,7 +141,7 @@ func (t token) describeSecret(k *material, o object, keyType uint) (err error) {
 		return fmt.Errorf("%w: the secret key with %s on %s does not tell its length", ErrUnsupported, o, t.name)
 	}
 	k.typ = hmacType(size)
-	if k.algorithms = hmacAlgorithms(keyType, size); len(k.algorithms) == 0 {
+	if k.algorithms = hmacAlgorithms(o.keyType, size); len(k.algorithms) == 0 {
 		return fmt.Errorf("%w: the secret key with %s on %s has %d bytes, too few for its HMAC (RFC 7518 section 3.2)",
 			ErrUnsupported, o, t.name, size)
 	}
@@ -160,11 +153,10 @@ func (t token) describeSecret(k *material, o object, keyType uint) (err error) {
 
 // maySign refuses a key whose owner did not make it for signatures.
 func (t token) maySign(o object) error {
-	may, err := t.bool(o.handle, pkcs11.CKA_SIGN, true)
-	if err == nil && !may {
-		err = fmt.Errorf("%w: the key with %s on %s is not for signing (CKA_SIGN is false)", ErrUnsupported, o, t.name)
+	if !o.signs {
+		return fmt.Errorf("%w: the key with %s on %s is not for signing (CKA_SIGN is false)", ErrUnsupported, o, t.name)
 	}
-	return err
+	return nil
 }
 
 // markMessage is no JWS signing input, it has no dot: its code is worth nothing
@@ -229,11 +221,7 @@ func (t token) locate(k *material) (*located, error) {
 	case len(same) == 0:
 		return nil, fmt.Errorf("%w: %s has %s for another key than the one in use; it is not used", ErrKeyMismatch, t.name, k.query)
 	}
-	at := &located{handle: same[0].handle}
-	if k.class == pkcs11.CKO_PRIVATE_KEY {
-		at.always, err = t.bool(at.handle, pkcs11.CKA_ALWAYS_AUTHENTICATE, false)
-	}
-	return at, err
+	return &located{handle: same[0].handle, always: same[0].always}, nil
 }
 
 // is reports whether an object is a key that is known already.

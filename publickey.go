@@ -17,17 +17,13 @@ import (
 // show an RSA modulus there. Then comes the public-key object with the same id,
 // then a certificate with the same id.
 func (t token) publicKey(key object) (crypto.PublicKey, error) {
-	public, odd := t.publicOf(key.handle)
+	public, odd := t.publicOf(key)
 	if public != nil || odd != nil && !errors.Is(odd, ErrUnsupported) {
 		return public, odd
 	}
-	keyType, _, err := t.ulong(key.handle, pkcs11.CKA_KEY_TYPE)
-	if err != nil {
-		return nil, err
-	}
 	for _, source := range []struct {
 		class uint
-		read  func(pkcs11.ObjectHandle) (crypto.PublicKey, error)
+		read  func(object) (crypto.PublicKey, error)
 	}{
 		{pkcs11.CKO_PUBLIC_KEY, t.publicOf},
 		{pkcs11.CKO_CERTIFICATE, t.certified},
@@ -36,11 +32,14 @@ func (t token) publicKey(key object) (crypto.PublicKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		public, err := choosePublic(key, keyType, objects, source.read)
+		public, err := choosePublic(key, objects, source.read)
 		if public != nil || errors.Is(err, ErrAmbiguous) {
 			return public, err
 		}
 		odd = cmp.Or(odd, err)
+	}
+	if odd == nil && key.keyType != pkcs11.CKK_RSA {
+		_, odd = t.curveOf(key.handle) // perhaps there is nothing to look for
 	}
 	if odd != nil {
 		return nil, odd
@@ -51,16 +50,16 @@ func (t token) publicKey(key object) (crypto.PublicKey, error) {
 
 // choosePublic reads the public keys that claim to belong to a private key. If
 // they differ, those with its label count; if these still differ, none does.
-func choosePublic(key object, keyType uint, objects []object, read func(pkcs11.ObjectHandle) (crypto.PublicKey, error)) (crypto.PublicKey, error) {
+func choosePublic(key object, objects []object, read func(object) (crypto.PublicKey, error)) (crypto.PublicKey, error) {
 	var all, labelled []crypto.PublicKey
 	var odd error
 	for _, o := range objects {
-		public, err := read(o.handle)
+		public, err := read(o)
 		if err != nil {
 			odd = cmp.Or(odd, err)
 			continue
 		}
-		if public == nil || !sameKind(public, keyType) {
+		if public == nil || !sameKind(public, key.keyType) {
 			continue
 		}
 		all = addPublic(all, public)
@@ -105,71 +104,68 @@ func sameKind(public crypto.PublicKey, keyType uint) bool {
 
 // publicOf reads the public key that an object, private or public, tells by its
 // own attributes. It returns nil if it tells none.
-func (t token) publicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
-	keyType, there, err := t.ulong(o, pkcs11.CKA_KEY_TYPE)
-	if err != nil || !there {
-		return nil, err
-	}
-	var public crypto.PublicKey
-	switch keyType {
+func (t token) publicOf(o object) (public crypto.PublicKey, err error) {
+	switch o.keyType {
 	case pkcs11.CKK_RSA:
-		public, err = t.rsaPublicOf(o)
+		public, err = t.rsaPublicOf(o.handle)
 	case pkcs11.CKK_EC, ckkECEdwards:
-		public, err = t.ecPublicOf(o)
+		public, err = t.ecPublicOf(o.handle)
 	default:
 		return nil, nil
 	}
 	if public != nil || err != nil {
 		return public, err
 	}
-	info, there, err := t.attribute(o, pkcs11.CKA_PUBLIC_KEY_INFO)
+	info, there, err := t.attribute(o.handle, pkcs11.CKA_PUBLIC_KEY_INFO)
 	if err != nil || !there {
 		return nil, err
 	}
 	// Some modules answer with nothing, or with half of it.
-	if public, err := x509.ParsePKIXPublicKey(info); err == nil && sameKind(public, keyType) {
+	if public, err := x509.ParsePKIXPublicKey(info); err == nil && sameKind(public, o.keyType) {
 		return public, nil
 	}
 	return nil, nil
 }
 
 func (t token) rsaPublicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
-	modulus, there, err := t.attribute(o, pkcs11.CKA_MODULUS)
-	if err != nil || !there {
+	values, err := t.attributes(o, pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT)
+	if err != nil {
 		return nil, err
 	}
-	exponent, there, err := t.attribute(o, pkcs11.CKA_PUBLIC_EXPONENT)
-	if err != nil || !there {
-		return nil, err
-	}
-	n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
+	n, e := new(big.Int).SetBytes(values[0]), new(big.Int).SetBytes(values[1])
 	if n.Bit(0) == 0 || e.Bit(0) == 0 || e.BitLen() > 31 || e.Int64() < 3 {
-		return nil, nil // a private object without them may show zeros
+		return nil, nil // a private object may lack them, or show zeros
 	}
 	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
 }
 
-// ecPublicOf reads curve and point. A curve that is none of ours is an error
-// that names it.
+// ecPublicOf reads point and curve. The point comes first, because private objects
+// seldom have one.
 func (t token) ecPublicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
-	params, there, err := t.attribute(o, pkcs11.CKA_EC_PARAMS)
-	if err != nil || !there || len(params) == 0 {
-		return nil, err
-	}
-	c, err := parseCurve(params)
-	if err != nil {
-		return nil, err
-	}
 	raw, there, err := t.attribute(o, pkcs11.CKA_EC_POINT)
 	if err != nil || !there || len(raw) == 0 {
+		return nil, err
+	}
+	c, err := t.curveOf(o)
+	if c == nil {
 		return nil, err
 	}
 	return c.parsePoint(raw)
 }
 
+// curveOf reads the curve of an EC key. One that is none of ours is an error that
+// names it; it is nil if the object tells none.
+func (t token) curveOf(o pkcs11.ObjectHandle) (*curve, error) {
+	params, there, err := t.attribute(o, pkcs11.CKA_EC_PARAMS)
+	if err != nil || !there || len(params) == 0 {
+		return nil, err
+	}
+	return parseCurve(params)
+}
+
 // certified reads the public key of a certificate.
-func (t token) certified(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
-	der, there, err := t.attribute(o, pkcs11.CKA_VALUE)
+func (t token) certified(o object) (crypto.PublicKey, error) {
+	der, there, err := t.attribute(o.handle, pkcs11.CKA_VALUE)
 	if err != nil || !there {
 		return nil, err
 	}
