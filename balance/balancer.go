@@ -136,13 +136,15 @@ func (b *Balancer) Acquire(ctx context.Context, opts ...sessionpool.Option) (*se
 			first = true
 			continue // that may have lasted
 		}
-		if s, err = b.await(ctx, changed, &a); s != nil && b.fleet.Load() != f {
+		s, err = b.await(ctx, changed, f.reprieve(), &a)
+		if s != nil && b.fleet.Load() != f {
 			s.Close()
-			continue
+			s = nil
 		}
 		if s != nil || err != nil {
 			return s, err
 		}
+		a.forget() // who failed may be back
 	}
 }
 

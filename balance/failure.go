@@ -77,7 +77,7 @@ func passing(err error) bool {
 		!errors.Is(err, sessionpool.ErrPIN) && !errors.Is(err, sessionpool.ErrUnsuitable)
 }
 
-// forget begins anew, with other lists.
+// forget begins anew, when things have changed.
 func (a *attempt) forget() { a.tried, a.cause = nil, nil }
 
 // failure is why nobody answered.

@@ -122,6 +122,17 @@ func (q *squad) alive() bool {
 	return slices.ContainsFunc(q.members, func(m *member) bool { return m.suspended.Load() == nil })
 }
 
+// reprieve is when the first suspension ends of a member of the current list whom
+// nobody visits. It is zero if none is suspended.
+func (f *fleet) reprieve() (first time.Time) {
+	for _, m := range f.lists[f.current.Load()].members {
+		if s := m.suspended.Load(); s != nil && !m.visited() && (first.IsZero() || s.until.Before(first)) {
+			first = s.until
+		}
+	}
+	return first
+}
+
 // lastResort visits everybody once more, suspended or not, all at once so that
 // nobody waits for one dead HSM after the other.
 func (f *fleet) lastResort(ctx context.Context, b *Balancer, a *attempt) (*sessionpool.Session, error) {
@@ -159,8 +170,8 @@ func (f *fleet) lastResort(ctx context.Context, b *Balancer, a *attempt) (*sessi
 		}
 		s, err := got.member.take(ctx, a)
 		if a.over(ctx, got.member, err) {
-			if s != nil {
-				f.use(b, f.current.Load(), int64(got.list))
+			if current := f.current.Load(); s != nil && !f.lists[current].alive() {
+				f.use(b, current, int64(got.list))
 			}
 			return s, err
 		}

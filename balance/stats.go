@@ -162,7 +162,7 @@ func (e Member) Acquire(ctx context.Context, opts ...sessionpool.Option) (*sessi
 			return s, err
 		}
 		a.busy = []*member{e.m}
-		if s, err = b.await(ctx, changed, &a); s != nil || err != nil {
+		if s, err = b.await(ctx, changed, time.Time{}, &a); s != nil || err != nil {
 			return s, err
 		}
 	}

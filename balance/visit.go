@@ -41,6 +41,13 @@ func (m *member) more() *visit {
 	return m.beginVisit()
 }
 
+// visited reports whether a visit goes on.
+func (m *member) visited() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.visiting != nil
+}
+
 // room reports whether there may be one more connection. The caller holds mu.
 func (m *member) room() bool {
 	return len(m.ways()) < m.most && !time.Now().Before(m.full)
@@ -69,7 +76,7 @@ func (m *member) beginVisit() *visit {
 		m.mu.Unlock()
 		close(v.done)
 		m.balancer.forget(m)
-		if !busy(v.err) {
+		if !busy(v.err) || was != nil {
 			m.balancer.changed.tell()
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
@@ -40,8 +41,15 @@ func (b *Balancer) leave() { <-b.turn }
 
 // await waits for the first session that is free at one of the members that were
 // busy: a session may be held for long, and others come back meanwhile. Without
-// session and error things have changed, and it is worth asking again.
-func (b *Balancer) await(ctx context.Context, changed <-chan struct{}, a *attempt) (*sessionpool.Session, error) {
+// session and error things have changed, or it is reprieve, and it is worth asking
+// again.
+func (b *Balancer) await(ctx context.Context, changed <-chan struct{}, reprieve time.Time, a *attempt) (*sessionpool.Session, error) {
+	var over <-chan time.Time
+	if !reprieve.IsZero() {
+		timer := time.NewTimer(time.Until(reprieve))
+		defer timer.Stop()
+		over = timer.C
+	}
 	stop := make(chan struct{})
 	defer close(stop)
 	opts := slices.Concat(a.wish, []sessionpool.Option{sessionpool.WaitUntil(stop)})
@@ -70,6 +78,8 @@ func (b *Balancer) await(ctx context.Context, changed <-chan struct{}, a *attemp
 	case s := <-free:
 		return s, nil
 	case <-changed:
+		return nil, nil
+	case <-over:
 		return nil, nil
 	case <-ctx.Done():
 		return nil, ended(ctx, "waiting for a free session")
