@@ -53,7 +53,9 @@ bench: deps ## Run the benchmarks (BENCHFLAGS are passed to go test)
 
 .PHONY: chaos
 chaos: deps ## Kill, stop and restart HSMs under load, the long form
-	HSMKEY_CHAOS=long $(GO) test -race -count=1 -timeout 60m -v -run Chaos ./balance/... ./internal/...
+	HSMKEY_CHAOS=long $(GO) test -race -count=1 -timeout 60m -v -run Chaos ./balance ./cmd/hsmkey
+	$(GO) test -run '^$$' -bench Acquire ./balance
+	$(GO) test -run '^$$' -bench EndpointsAddUp -benchtime 5x ./balance
 
 .PHONY: soak
 soak: deps ## Run the session pool's randomised test for SOAK

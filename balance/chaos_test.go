@@ -3,6 +3,7 @@ package balance_test
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"github.com/hsmkey/hsmkey"
 	"github.com/hsmkey/hsmkey/balance"
 	"github.com/hsmkey/hsmkey/internal/testhsm"
+	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
 // These tests kill, stop and cut off HSMs while eight goroutines sign as fast as
@@ -249,6 +251,50 @@ func TestChaosAnotherKey(t *testing.T) {
 	}
 }
 
+// A wrong PIN is sent once, to one HSM of all, whoever asks how often. The spies
+// count what reaches the HSMs.
+func TestChaosAWrongPINCostsOneAttemptInTheWholeFleet(t *testing.T) {
+	var lists [2]string
+	var logins []func(string) int
+	for n := range 5 {
+		spied := *hsm(t, n)
+		module, calls := testhsm.Spy(t, &spied)
+		spied.Module = module
+		logins = append(logins, calls)
+		lists[n/3] += address(t, testhsm.Remote(t, &spied, fmt.Sprintf("127.0.0.%d:0", 2+n)))
+	}
+	s := remote(paths(list(t, lists[0]), list(t, lists[1])))
+	s.Pool.PIN = sessionpool.StaticPIN("not-the-pin")
+	b := s.open(t)
+	var group sync.WaitGroup
+	for range chaosSigners {
+		group.Go(func() {
+			for range 3 {
+				_, err := b.Acquire(context.Background())
+				if !errors.Is(err, sessionpool.ErrPIN) || errors.Is(err, sessionpool.ErrSession) {
+					t.Errorf("got %v, want ErrPIN and not ErrSession", err)
+				}
+				if err != nil && strings.Contains(err.Error(), "not-the-pin") {
+					t.Errorf("the error contains the PIN: %v", err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	for _, m := range b.Members() {
+		if _, err := m.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrPIN) {
+			t.Errorf("%s: %v, want ErrPIN", m.Name, err)
+		}
+	}
+	total := 0
+	for _, calls := range logins {
+		total += calls("C_Login")
+	}
+	if total != 1 {
+		t.Errorf("%d login attempts in the fleet, want one", total)
+	}
+}
+
 func TestChaosRewriteTheList(t *testing.T) {
 	events := newRecorder()
 	c := newChaos(t, func(s *setup) {
@@ -267,9 +313,11 @@ func TestChaosRewriteTheList(t *testing.T) {
 	changed, invalid := 0, 0
 	for n := range rounds(200, 2000) {
 		if n%3 == 2 {
-			writeList(t, c.active, garbage[n%len(garbage)])
+			// The garbage is read time and again: once after it was written counts.
+			before, _ := events.of(balance.ReloadFailed)
+			writeList(t, c.active, garbage[invalid%len(garbage)])
 			invalid++
-			events.wait(t, balance.ReloadFailed, invalid)
+			events.wait(t, balance.ReloadFailed, len(before)+1)
 		} else {
 			changed++
 			writeList(t, c.active, lists[changed%len(lists)])

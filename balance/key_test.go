@@ -108,50 +108,6 @@ func TestAnEndpointWithoutTheKeyIsLeftOut(t *testing.T) {
 	}
 }
 
-// A wrong PIN is sent once, to one HSM of all, whoever asks how often. The spies
-// count what reaches the HSMs.
-func TestAWrongPINCostsOneAttemptInTheWholeFleet(t *testing.T) {
-	var lists [2]string
-	var logins []func(string) int
-	for n := range 5 {
-		spied := *hsm(t, n)
-		module, calls := testhsm.Spy(t, &spied)
-		spied.Module = module
-		logins = append(logins, calls)
-		lists[n/3] += address(t, testhsm.Remote(t, &spied, fmt.Sprintf("127.0.0.%d:0", 2+n)))
-	}
-	s := remote(paths(list(t, lists[0]), list(t, lists[1])))
-	s.Pool.PIN = sessionpool.StaticPIN("not-the-pin")
-	b := s.open(t)
-	var group sync.WaitGroup
-	for range 8 {
-		group.Go(func() {
-			for range 3 {
-				_, err := b.Acquire(context.Background())
-				if !errors.Is(err, sessionpool.ErrPIN) || errors.Is(err, sessionpool.ErrSession) {
-					t.Errorf("got %v, want ErrPIN and not ErrSession", err)
-				}
-				if err != nil && strings.Contains(err.Error(), "not-the-pin") {
-					t.Errorf("the error contains the PIN: %v", err)
-				}
-			}
-		})
-	}
-	group.Wait()
-	for _, m := range b.Members() {
-		if _, err := m.Acquire(context.Background()); !errors.Is(err, sessionpool.ErrPIN) {
-			t.Errorf("%s: %v, want ErrPIN", m.Name, err)
-		}
-	}
-	total := 0
-	for _, calls := range logins {
-		total += calls("C_Login")
-	}
-	if total != 1 {
-		t.Errorf("%d login attempts in the fleet, want one", total)
-	}
-}
-
 // A one-time PIN is good for one login: it is not sent to the next HSM when the
 // first one refuses it, which says nothing about the HSM.
 func TestAOneTimePINIsSentToOneHSM(t *testing.T) {
