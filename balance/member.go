@@ -144,11 +144,31 @@ func (m *member) judge(ctx context.Context, once bool, err error) {
 	}
 }
 
+// suspendSluggish suspends those of which a call has nearly lasted for too long, when
+// another one's has: whatever befell that one befell them, and nobody should wait
+// for one HSM after the other.
+func (b *Balancer) suspendSluggish() {
+	f := b.fleet.Load()
+	if f == nil {
+		return
+	}
+	timeout := b.settings.opTimeout()
+	for m := range f.members() {
+		for _, c := range m.ways() {
+			if lasts := c.pool.OldestCall(); m.suspended.Load() == nil && lasts > timeout*3/4 {
+				m.suspend(nil, fmt.Errorf("%w: %s: a call lasts for %v, and another HSM's took longer than %v",
+					sessionpool.ErrTimeout, m.name, lasts.Round(time.Millisecond), timeout))
+			}
+		}
+	}
+}
+
 // notice hears from a pool what callers' use of sessions showed.
 func (m *member) notice(c *connection, e sessionpool.Event) {
 	switch e.Kind {
 	case sessionpool.CallTimedOut:
 		m.suspend(nil, fmt.Errorf("%w: %s: a call took longer than %v", sessionpool.ErrTimeout, m.name, m.balancer.settings.opTimeout()))
+		m.balancer.suspendSluggish()
 		if c.bridge != nil {
 			c.bridge.Disconnect() // the call comes back, and is forgotten
 		}

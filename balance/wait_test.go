@@ -2,6 +2,8 @@ package balance_test
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -90,5 +92,45 @@ func TestTheListStaysInUseWhenOneCallerAvoidsItsHSMs(t *testing.T) {
 	if current(t, b) != active {
 		e, _ := s.events.of(balance.ListSwitched)
 		t.Errorf("the passive list is in use, though HSM 0 is %s: %+v", stats(t, b, endpoint(0)).State, e)
+	}
+}
+
+// All HSMs behind one switch hang at once: nobody waits for one after the other.
+func TestHSMsThatHangTogetherAreSuspendedTogether(t *testing.T) {
+	hsm(t, 1)
+	s := private(t, list(t, lines(0, 1)))
+	s.Pool.OpTimeout = 2 * time.Second
+	b := s.open(t)
+	done := make(chan struct{})
+	var releases []func()
+	for n, m := range b.Members() {
+		session := acquire(t, m)
+		reached, release := s.faults.of(t, n).Hang("C_GetSessionInfo")
+		releases = append(releases, release)
+		go func() {
+			defer session.Release()
+			if err := ping(session); !errors.Is(err, sessionpool.ErrTimeout) {
+				t.Errorf("%v, want ErrTimeout", err)
+			}
+			done <- struct{}{}
+		}()
+		<-reached
+	}
+	<-done
+	together := 0
+	for n := range 2 {
+		e := stats(t, b, endpoint(n))
+		if e.State != balance.SuspendedFor || !errors.Is(e.LastError, sessionpool.ErrTimeout) {
+			t.Errorf("%s is %s because of %v, want it suspended", e.Name, e.State, e.LastError)
+		} else if strings.Contains(e.LastError.Error(), "another HSM's") {
+			together++
+		}
+	}
+	if together != 1 {
+		t.Errorf("%d were suspended because another one hangs, want one", together)
+	}
+	<-done
+	for _, release := range releases {
+		release()
 	}
 }

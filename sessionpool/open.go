@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -42,6 +43,18 @@ func (h *handles) all() []pkcs11.SessionHandle {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Collect(maps.Keys(h.owner))
+}
+
+// oldestCall is how long the oldest call lasts that goes on in a session of a token.
+func (h *handles) oldestCall(t *Token) (oldest time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.owner {
+		if began := p.guard.started.Load(); p.token == t && began != 0 {
+			oldest = max(oldest, time.Duration(clock()-began))
+		}
+	}
+	return oldest
 }
 
 func (h *handles) forget(p *physical) {

@@ -1,6 +1,9 @@
 package sessionpool
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // Stats is a snapshot of a token's sessions. Pools on the same token show the
 // same numbers.
@@ -56,6 +59,11 @@ func (t *Token) Stats() Stats {
 	t.login.mu.Unlock()
 	return s
 }
+
+// OldestCall is how long the oldest call lasts that goes on in a session of the
+// pool's token, 0 if none does. One that is near Config.OpTimeout is about to be
+// given up.
+func (p *Pool) OldestCall() time.Duration { return p.token.library.handles.oldestCall(p.token) }
 
 // orphaned takes a session off the books whose call does not come back.
 func (t *Token) orphaned(p *physical) {
