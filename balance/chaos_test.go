@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -213,15 +212,15 @@ func TestChaosStopOne(t *testing.T) {
 func TestChaosCutConnections(t *testing.T) {
 	servers, content := serve(t, 0, 2)
 	others, passive := serve(t, 3, 4)
-	p := newProxy(t, "127.0.0.7:0", servers[0].Address)
-	content = strings.Replace(content, address(t, servers[0]), p.line(t), 1)
+	p := testhsm.NewProxy(t, "127.0.0.7:0", servers[0].Address)
+	content = strings.Replace(content, address(servers[0]), testhsm.ListLine(p.Address), 1)
 	c := startChaos(t, append(servers, others...), list(t, content), list(t, passive))
 	for range rounds(5, 100) {
-		until(t, "there are connections to reset", func() bool { return p.reset() > 0 })
+		until(t, "there are connections to reset", func() bool { return p.Reset() > 0 })
 		c.more()
 	}
 	until(t, "it is used again", func() bool {
-		e := stats(t, c.Balancer, p.address())
+		e := stats(t, c.Balancer, p.Address)
 		return e.State == balance.Up && e.InUse > 0
 	})
 	c.inUse(c.active)
@@ -233,7 +232,7 @@ func TestChaosAnotherKey(t *testing.T) {
 	odd := testhsm.Remote(t, oddHSM(t, newKey(t)), "127.0.0.9:0")
 	servers, content := serve(t, 0, 1)
 	others, passive := serve(t, 3, 4)
-	c := startChaos(t, append(servers, others...), list(t, address(t, odd)+content), list(t, passive))
+	c := startChaos(t, append(servers, others...), list(t, address(odd)+content), list(t, passive))
 	for range rounds(1, 10) {
 		for _, s := range servers {
 			s.Kill()
@@ -261,7 +260,7 @@ func TestChaosAWrongPINCostsOneAttemptInTheWholeFleet(t *testing.T) {
 		module, calls := testhsm.Spy(t, &spied)
 		spied.Module = module
 		logins = append(logins, calls)
-		lists[n/3] += address(t, testhsm.Remote(t, &spied, fmt.Sprintf("127.0.0.%d:0", 2+n)))
+		lists[n/3] += address(testhsm.Remote(t, &spied, fmt.Sprintf("127.0.0.%d:0", 2+n)))
 	}
 	s := remote(paths(list(t, lists[0]), list(t, lists[1])))
 	s.Pool.PIN = sessionpool.StaticPIN("not-the-pin")
@@ -303,7 +302,7 @@ func TestChaosRewriteTheList(t *testing.T) {
 	})
 	lines := make([]string, len(c.servers))
 	for i, s := range c.servers {
-		lines[i] = address(t, s)
+		lines[i] = address(s)
 	}
 	// Each of them differs from the one before.
 	lists := []string{
@@ -366,86 +365,4 @@ func established(tb testing.TB, address string) int {
 		}
 	}
 	return n
-}
-
-// proxy carries connections to an address, until it resets them.
-type proxy struct {
-	listener net.Listener
-	to       string
-	mu       sync.Mutex
-	open     map[*net.TCPConn]bool
-}
-
-func newProxy(tb testing.TB, address, to string) *proxy {
-	tb.Helper()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	p := &proxy{listener: l, to: to, open: map[*net.TCPConn]bool{}}
-	var group sync.WaitGroup
-	group.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			group.Go(func() { p.carry(conn.(*net.TCPConn)) }) //nolint:errcheck // by TCP it came
-		}
-	})
-	tb.Cleanup(func() {
-		_ = l.Close()
-		p.reset()
-		group.Wait()
-	})
-	return p
-}
-
-func (p *proxy) carry(from *net.TCPConn) {
-	defer from.Close()
-	conn, err := net.Dial("tcp", p.to)
-	if err != nil {
-		return
-	}
-	to := conn.(*net.TCPConn) //nolint:errcheck // by TCP it went
-	defer to.Close()
-	p.mu.Lock()
-	p.open[from] = true
-	p.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		_, _ = to.ReadFrom(from)
-		_ = to.CloseWrite()
-		close(done)
-	}()
-	_, _ = from.ReadFrom(to)
-	_ = from.CloseWrite()
-	_ = to.Close()
-	<-done
-	p.mu.Lock()
-	delete(p.open, from)
-	p.mu.Unlock()
-}
-
-// reset ends every connection by RST, and tells how many there were.
-func (p *proxy) reset() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for conn := range p.open {
-		_ = conn.SetLinger(0)
-		_ = conn.Close()
-	}
-	defer clear(p.open)
-	return len(p.open)
-}
-
-func (p *proxy) address() string { return p.listener.Addr().String() }
-
-func (p *proxy) line(tb testing.TB) string {
-	tb.Helper()
-	host, port, err := net.SplitHostPort(p.address())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return host + " " + port + "\n"
 }

@@ -52,9 +52,9 @@ func TestAnotherKeyUnderTheSameLabelIsNeverUsedAndReported(t *testing.T) {
 			content := ""
 			for i := range 3 {
 				if i == position {
-					content += address(t, odd)
+					content += address(odd)
 				} else {
-					content += address(t, servers[len(strings.Split(strings.ReplaceAll(content, address(t, odd), ""), "\n"))-1])
+					content += address(servers[len(strings.Split(strings.ReplaceAll(content, address(odd), ""), "\n"))-1])
 				}
 			}
 			s := remote(list(t, content))
@@ -74,7 +74,7 @@ func TestAnotherKeyUnderTheSameLabelIsNeverUsedAndReported(t *testing.T) {
 		})
 	}
 	// Of equals the first has the say.
-	s := remote(list(t, address(t, servers[1])+address(t, odd)))
+	s := remote(list(t, address(servers[1])+address(odd)))
 	key := find(t, s.open(t), "key")
 	signers(t, key, &shared.key.PublicKey, 10)
 	// Where nobody else is left, nobody signs.
@@ -87,7 +87,7 @@ func TestAnotherKeyUnderTheSameLabelIsNeverUsedAndReported(t *testing.T) {
 func TestAnEndpointWithoutTheKeyIsLeftOut(t *testing.T) {
 	without := testhsm.Remote(t, oddHSM(t, nil), "127.0.0.9:0")
 	servers, content := serve(t, 0, 0)
-	s := remote(list(t, address(t, without)+content))
+	s := remote(list(t, address(without)+content))
 	b := s.open(t)
 	key := find(t, b, "key")
 	signers(t, key, &shared.key.PublicKey, 20)

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,20 +176,13 @@ func serve(tb testing.TB, first, last int) (servers []*testhsm.Server, content s
 	for n := first; n <= last; n++ {
 		s := testhsm.Remote(tb, hsm(tb, n), fmt.Sprintf("127.0.0.%d:0", 2+n))
 		servers = append(servers, s)
-		content += address(tb, s)
+		content += address(s)
 	}
 	return servers, content
 }
 
 // address is the line of a server in a list.
-func address(tb testing.TB, s *testhsm.Server) string {
-	tb.Helper()
-	host, port, err := net.SplitHostPort(s.Address)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return host + " " + port + "\n"
-}
+func address(s *testhsm.Server) string { return testhsm.ListLine(s.Address) }
 
 // open makes a balancer that is closed, in order, when the test ends.
 func (s *setup) open(tb testing.TB) *balance.Balancer {

@@ -185,14 +185,14 @@ func TestAChangedListDoesNotWaitForAnHSMThatHangs(t *testing.T) {
 		mustSign(t, key, &shared.key.PublicKey)
 	}
 	servers[0].Stop()
-	writeList(t, s.Lists, address(t, servers[1]))
+	writeList(t, s.Lists, address(servers[1]))
 	s.events.wait(t, balance.Reloaded, 1)
 	for range 8 {
 		mustSign(t, key, &shared.key.PublicKey)
 	}
 	writeList(t, s.Lists, content) // before anybody knows what became of it
 	s.events.wait(t, balance.Reloaded, 2)
-	writeList(t, s.Lists, address(t, servers[1]))
+	writeList(t, s.Lists, address(servers[1]))
 	s.events.wait(t, balance.Reloaded, 3)
 	until(t, "nothing drains any more", func() bool { return len(b.Stats().Draining) == 0 })
 	if n := established(t, servers[0].Address); n != 0 {

@@ -215,7 +215,7 @@ func TestMutualTLS(t *testing.T) {
 	files, others := testhsm.NewTLSFiles(t), testhsm.NewTLSFiles(t)
 	server := testhsm.RemoteTLS(t, hsm(t, 0), "127.0.0.2:0", files)
 	plain := testhsm.Remote(t, hsm(t, 1), "127.0.0.3:0")
-	s := remote(list(t, address(t, server)+address(t, plain)))
+	s := remote(list(t, address(server)+address(plain)))
 	s.TLSCA, s.TLSCert, s.TLSKey = files.CA, files.ClientCert, files.ClientKey
 	s.Pool.OpTimeout = 2 * time.Second
 	b := s.open(t)
@@ -233,13 +233,13 @@ func TestMutualTLS(t *testing.T) {
 	}
 	encrypted.Release()
 
-	s = remote(list(t, address(t, server)))
+	s = remote(list(t, address(server)))
 	s.TLSCA, s.TLSCert, s.TLSKey = files.CA, others.ClientCert, others.ClientKey
 	_, err := s.open(t).Acquire(context.Background())
 	if !errors.Is(err, sessionpool.ErrSession) || !strings.Contains(err.Error(), "unknown certificate authority") {
 		t.Errorf("a client of another authority: %v, want ErrSession and the reason", err)
 	}
-	s = remote(list(t, address(t, server)))
+	s = remote(list(t, address(server)))
 	s.TLSCA, s.TLSCert, s.TLSKey = others.CA, files.ClientCert, files.ClientKey
 	if _, err = s.open(t).Acquire(context.Background()); !errors.Is(err, sessionpool.ErrSession) || !strings.Contains(err.Error(), "unknown authority") {
 		t.Errorf("a server of another authority: %v, want ErrSession and the reason", err)
