@@ -129,7 +129,7 @@ func (b *batchTest) complete(out string) {
 	lines := bufio.NewScanner(file)
 	n := 0
 	for ; lines.Scan(); n++ {
-		token, err := jose.ParseSigned(lines.Text(), []jose.SignatureAlgorithm{jose.ES256, jose.EdDSA})
+		token, err := jose.ParseSignedCompact(lines.Text(), []jose.SignatureAlgorithm{jose.ES256, jose.EdDSA})
 		b.check(err)
 		payload, err := token.Verify(b.public)
 		if err != nil {

@@ -44,13 +44,13 @@ func NewProxy(tb testing.TB, address, to string) *Proxy {
 }
 
 func (p *Proxy) carry(from *net.TCPConn) {
-	defer from.Close()
+	defer func() { _ = from.Close() }()
 	conn, err := net.Dial("tcp", p.to)
 	if err != nil {
 		return
 	}
 	to := conn.(*net.TCPConn) //nolint:errcheck // by TCP it went
-	defer to.Close()
+	defer func() { _ = to.Close() }()
 	p.mu.Lock()
 	p.open[from] = true
 	p.mu.Unlock()
