@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // app is one run of the program.
@@ -80,6 +81,7 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return checkGiven(cmd.Flags()) },
 	}
 	a.global.register(root)
 	asGroup(root)
@@ -114,4 +116,30 @@ func asGroup(group *cobra.Command) {
 		return withHint(err, "`%s --help` lists the commands", cmd.CommandPath())
 	}
 	group.RunE = func(*cobra.Command, []string) error { return nil }
+}
+
+// none marks the flags to which nothing is a value, too.
+const none = "none"
+
+func mayBeEmpty(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		if err := flags.SetAnnotation(name, none, nil); err != nil {
+			panic(err) // a flag that the command does not have: a mistake of ours
+		}
+	}
+}
+
+// checkGiven refuses flags that are given without a value: most often a variable
+// of the shell is not set, and what is meant is not the default.
+func checkGiven(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(flag *pflag.Flag) {
+		empty := flag.Value.String() == ""
+		if list, is := flag.Value.(pflag.SliceValue); is {
+			empty = len(list.GetSlice()) == 0
+		}
+		if _, may := flag.Annotations[none]; empty && !may {
+			err = withHint(usagef("--%s is empty", flag.Name), "give it a value, or leave it out; is a variable of the shell not set?")
+		}
+	})
+	return err
 }

@@ -43,14 +43,12 @@ thumbprint of the public key (RFC 7638), as in jwk and jwks.`,
 			if err != nil {
 				return withHint(usagef("--format: %w", err), "a JWT is always compact")
 			}
-			source.claimsGiven = cmd.Flags().Changed("claims")
-			source.payloadGiven = cmd.Flags().Changed("payload")
 			source.expiresGiven = cmd.Flags().Changed("expires-in")
 			payload, err := a.readPayload(&source)
 			if err != nil {
 				return err
 			}
-			if !source.payloadGiven && !cmd.Flags().Changed("typ") && format == jws.Compact {
+			if source.payload == "" && !cmd.Flags().Changed("typ") && format == jws.Compact {
 				options.Type = "JWT"
 			}
 			var token string
@@ -81,6 +79,7 @@ thumbprint of the public key (RFC 7638), as in jwk and jwks.`,
 	flags.StringVar(&keyID, "kid", "", `kid of the header (default: the key's thumbprint; "": none)`)
 	flags.DurationVar(&source.expiresIn, "expires-in", 0, "add the claims iat, now, and exp, this much later, such as 1h")
 	flags.StringVar(&formatName, "format", jws.Compact.String(), "compact, json (general JSON) or flattened")
+	mayBeEmpty(flags, "typ", "kid")
 	fixedCompletions(cmd, "alg", algorithms)
 	fixedCompletions(cmd, "format", []string{jws.Compact.String(), jws.General.String(), jws.Flattened.String()})
 	return cmd
