@@ -54,7 +54,7 @@ the files in its directory: it is not for production.`,
 			if _, set := os.LookupEnv(envPIN); set {
 				a.note("warning: HSM_PIN is set; unset it, the PIN of this token is in HSM_PIN_FILE")
 			}
-			return a.print(exports(token, module))
+			return withHint(a.print(exports(token, module)), "the token is there; run it again to print the lines")
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", developmentDir, "directory of the token; made if it is not there")
