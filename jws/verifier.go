@@ -78,8 +78,8 @@ type verifyKey struct {
 // set. A token that names a kid is checked with the keys that have it and those
 // that have none, one that names no kid with every key that fits.
 //
-// A set without a key for one of the allowed algorithms is [hsmkey.ErrConfig],
-// and so are options that cannot be.
+// A set without a key for one of the allowed algorithms is [hsmkey.ErrUnsupported],
+// as it is of a signer; options that cannot be are [hsmkey.ErrConfig].
 func NewVerifier(keys jwk.Set, opts VerifierOptions) (*Verifier, error) {
 	var list []verifyKey
 	for _, k := range keys.Keys() {
@@ -130,7 +130,7 @@ func newVerifier(keys []verifyKey, opts VerifierOptions) (*Verifier, error) {
 		usable = usable || slices.ContainsFunc(opts.Algorithms, k.fits)
 	}
 	if !usable {
-		return nil, fmt.Errorf("%w: none of the %d keys can verify %s", hsmkey.ErrConfig, len(keys), join(opts.Algorithms))
+		return nil, fmt.Errorf("%w: none of the %d keys can verify %s", hsmkey.ErrUnsupported, len(keys), join(opts.Algorithms))
 	}
 	return &Verifier{opts: opts, keys: keys}, nil
 }

@@ -101,7 +101,7 @@ func verifyBySet(ctx context.Context, source string, allowed []hsmkey.Algorithm,
 	}
 	verifier, err := jws.NewVerifier(set, jws.VerifierOptions{Algorithms: allowed, MaxSize: maxToken})
 	if err != nil {
-		return nil, err
+		return nil, withHint(err, "without --alg it is those of the keys in %s", source)
 	}
 	return verifyWith(ctx, verifier, token)
 }
