@@ -42,6 +42,7 @@ var statuses = []struct {
 	{jws.ErrClaims, exitUsage, `claims are one JSON object, such as '{"sub":"alice"}'`},
 	{jwk.ErrPrivate, exitUsage, ""},
 	{hsmkey.ErrExists, exitFailed, "choose another label or id, or remove the key first with `hsmkey key delete`"},
+	{hsmkey.ErrUnsupported, exitFailed, "`hsmkey key list` shows what each key is, and the algorithms that it signs with"},
 }
 
 // exitStatus is what an error makes the process end with.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hsmkey/hsmkey"
@@ -58,8 +60,11 @@ thumbprint of the public key (RFC 7638), as in jwk and jwks.`,
 					return err
 				}
 				signer, err := jws.NewSigner(found, options)
+				if errors.Is(err, hsmkey.ErrConfig) {
+					return withHint(err, "--kid and --typ are text, in UTF-8")
+				}
 				if err != nil {
-					return withHint(err, "`hsmkey key list` shows which algorithms each key signs with")
+					return err
 				}
 				token, err = signer.SignFormat(cmd.Context(), payload, format)
 				return err
