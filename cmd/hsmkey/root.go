@@ -98,7 +98,25 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 		a.completionCommand(),
 		a.versionCommand(),
 	)
+	checkHelp(root)
 	return root
+}
+
+// checkHelp makes help on a command that is not there the mistake that the command
+// itself would be; cobra's prints that and ends with 0.
+func checkHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, help := range root.Commands() {
+		if help.Name() == "help" {
+			help.Args = func(_ *cobra.Command, args []string) error {
+				group, unknown, err := root.Find(args)
+				if err != nil || len(unknown) == 0 {
+					return err
+				}
+				return unknownCommand(group, unknown[0])
+			}
+		}
+	}
 }
 
 // asGroup makes a command one that only holds others: alone, or with a name that
@@ -108,14 +126,18 @@ func asGroup(group *cobra.Command) {
 		if len(args) == 0 {
 			return withHint(errors.New("a command is missing"), "`%s --help` lists the commands", cmd.CommandPath())
 		}
-		err := fmt.Errorf("unknown command %q", args[0])
-		cmd.SuggestionsMinimumDistance = 2
-		if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
-			return withHint(err, "did you mean `%s %s`?", cmd.CommandPath(), similar[0])
-		}
-		return withHint(err, "`%s --help` lists the commands", cmd.CommandPath())
+		return unknownCommand(cmd, args[0])
 	}
 	group.RunE = func(*cobra.Command, []string) error { return nil }
+}
+
+func unknownCommand(group *cobra.Command, name string) error {
+	err := fmt.Errorf("unknown command %q", name)
+	group.SuggestionsMinimumDistance = 2
+	if similar := group.SuggestionsFor(name); len(similar) > 0 {
+		return withHint(err, "did you mean `%s %s`?", group.CommandPath(), similar[0])
+	}
+	return withHint(err, "`%s --help` shows what there is", group.CommandPath())
 }
 
 // none marks the flags to which nothing is a value, too.
