@@ -208,7 +208,7 @@ func defaultToDevelopment(uri tokenURI) error {
 	softHSM := isSoftHSM(os.Getenv(envModule)) && os.Getenv(envBalanceList) == ""
 	if conf := os.Getenv(envSoftHSM); conf != "" {
 		// All that the library says of it is CKR_GENERAL_ERROR.
-		if _, err := os.Stat(conf); err != nil && softHSM {
+		if _, err := os.Stat(conf); err != nil && softHSM { //nolint:gosec // the user names the file
 			return withHint(fmt.Errorf("%w: %s: %w", hsmkey.ErrConfig, envSoftHSM, err), "it names SoftHSM2's configuration; `hsmkey init` makes one, with a token for development")
 		}
 		return nil
