@@ -78,8 +78,8 @@ type verifyKey struct {
 // set. A token that names a kid is checked with the keys that have it and those
 // that have none, one that names no kid with every key that fits.
 //
-// A set without a key for one of the allowed algorithms is [hsmkey.ErrConfig],
-// and so are options that cannot be.
+// A set without a key for one of the allowed algorithms is [hsmkey.ErrUnsupported],
+// as it is of a signer; options that cannot be are [hsmkey.ErrConfig].
 func NewVerifier(keys jwk.Set, opts VerifierOptions) (*Verifier, error) {
 	var list []verifyKey
 	for _, k := range keys.Keys() {
@@ -130,7 +130,7 @@ func newVerifier(keys []verifyKey, opts VerifierOptions) (*Verifier, error) {
 		usable = usable || slices.ContainsFunc(opts.Algorithms, k.fits)
 	}
 	if !usable {
-		return nil, fmt.Errorf("%w: none of the %d keys can verify %s", hsmkey.ErrConfig, len(keys), join(opts.Algorithms))
+		return nil, fmt.Errorf("%w: none of the %d keys can verify %s", hsmkey.ErrUnsupported, len(keys), join(opts.Algorithms))
 	}
 	return &Verifier{opts: opts, keys: keys}, nil
 }
@@ -185,10 +185,10 @@ func (v *Verifier) VerifyClaims(ctx context.Context, token string, dst any) (*To
 	}
 	var claims jwt.Claims
 	if err := json.Unmarshal(verified.Payload, &claims); err != nil {
-		return nil, fmt.Errorf("%w: its payload is no claims set: %w", ErrVerify, err)
+		return nil, fmt.Errorf("%w: its payload is no claims set: %w", ErrVerify, inWords(claims, err))
 	}
 	if err := claims.ValidateWithLeeway(v.opts.Expected, v.opts.Leeway); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrVerify, err)
+		return nil, fmt.Errorf("%w: %w", ErrVerify, inWords(claims, err))
 	}
 	if dst != nil {
 		if err := json.Unmarshal(verified.Payload, dst); err != nil {
@@ -196,6 +196,39 @@ func (v *Verifier) VerifyClaims(ctx context.Context, token string, dst any) (*To
 		}
 	}
 	return verified, nil
+}
+
+// unfit is go-jose's error about claims, for errors.Is, in words for people.
+type unfit struct {
+	error
+	words string
+}
+
+func (u *unfit) Error() string { return u.words }
+
+func (u *unfit) Unwrap() error { return u.error }
+
+func inWords(claims jwt.Claims, err error) error {
+	at := func(date *jwt.NumericDate) string { return date.Time().UTC().Format(time.RFC3339) }
+	for _, w := range []struct {
+		is    error
+		words string
+	}{
+		{jwt.ErrExpired, "it expired at " + at(claims.Expiry) + ` ("exp")`},
+		{jwt.ErrNotValidYet, "it is not valid before " + at(claims.NotBefore) + ` ("nbf")`},
+		{jwt.ErrIssuedInTheFuture, "it is from the future, issued at " + at(claims.IssuedAt) + ` ("iat")`},
+		{jwt.ErrInvalidIssuer, `it has another issuer ("iss")`},
+		{jwt.ErrInvalidSubject, `it has another subject ("sub")`},
+		{jwt.ErrInvalidAudience, `it is for another audience ("aud")`},
+		{jwt.ErrInvalidID, `it has another id ("jti")`},
+		{jwt.ErrUnmarshalNumericDate, "a time in it is not a number of seconds"},
+		{jwt.ErrUnmarshalAudience, `its audience ("aud") is neither text nor a list of texts`},
+	} {
+		if errors.Is(err, w.is) {
+			return &unfit{err, w.words}
+		}
+	}
+	return err
 }
 
 // check verifies one signature and returns the payload.

@@ -7,7 +7,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 # The demo's token and no other, whatever the environment points to.
-unset HSM_MODULE HSM_MODULE_ARGS HSM_TOKEN HSM_PIN HSM_PIN_FILE HSM_LOAD_BALANCE_LIST SOFTHSM2_CONF
+# shellcheck disable=SC2046 # several names
+unset SOFTHSM2_CONF $(env | sed -n 's/^\(HSM_[A-Z_]*\)=.*/\1/p')
 
 say() { printf '\n# %s\n' "$*"; }
 

@@ -157,23 +157,22 @@ var inProcess = []string{"libsofthsm2.so", "libsoftokn3.so"}
 // modulePath is the real path of a library, so that one file is one library
 // under whatever name. A bare name that is no file is the loader's business.
 func modulePath(module string) (string, error) {
-	abs, err := filepath.Abs(module)
-	if err != nil {
-		return "", fail(ErrConfig, err, "PKCS#11 library %s", module)
-	}
-	path, err := filepath.EvalSymlinks(abs)
+	info, err := os.Stat(module) // its error names the whole path
 	if errors.Is(err, os.ErrNotExist) && !strings.ContainsRune(module, filepath.Separator) {
 		return module, nil
 	}
 	if err != nil {
 		return "", fail(ErrConfig, err, "cannot read the PKCS#11 library")
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", fail(ErrConfig, err, "cannot read the PKCS#11 library")
-	}
 	if !info.Mode().IsRegular() {
 		return "", fail(ErrConfig, nil, "the PKCS#11 library %s is not a file", module)
+	}
+	path, err := filepath.Abs(module)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return "", fail(ErrConfig, err, "cannot read the PKCS#11 library")
 	}
 	return path, nil
 }

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -25,10 +27,14 @@ func StaticPIN(pin string) PINSource {
 const maxPINFile = 4096
 
 // PINFile is a source that reads the PIN from the first line of a file at each
-// login, so that a rotated PIN is picked up without a restart.
+// login, so that a rotated PIN is picked up without a restart. A name without a
+// slash of a file that is not there is in no error: it may be the PIN itself.
 func PINFile(path string) PINSource {
 	return func(context.Context) (string, error) {
 		data, err := readPINFile(path)
+		if errors.Is(err, fs.ErrNotExist) && !strings.ContainsRune(path, filepath.Separator) {
+			return "", fail(ErrPIN, fs.ErrNotExist, "cannot read the PIN file; its name is not shown, it may be the PIN itself")
+		}
 		if err != nil {
 			return "", fail(ErrPIN, err, "cannot read the PIN file")
 		}

@@ -99,6 +99,9 @@ func (a *app) with(ctx context.Context, config hsmkey.Config, patience time.Dura
 	if errors.Is(err, hsmkey.ErrConfig) {
 		return withHint(err, "name the HSM with --module and --token, or make a token for development with `hsmkey init`")
 	}
+	if errors.Is(err, hsmkey.ErrSession) {
+		return withHint(err, "is the HSM up, and its library configured (SoftHSM2: SOFTHSM2_CONF, NSS: HSM_MODULE_ARGS)? `hsmkey doctor` shows more")
+	}
 	if err != nil {
 		return err
 	}
@@ -202,10 +205,15 @@ func setEnvironment(set map[string]string) error {
 // defaultToDevelopment makes the token of `hsmkey init` in the working directory
 // the one to use, as far as nothing else was chosen. Its PIN goes to no other.
 func defaultToDevelopment(uri tokenURI) error {
-	if os.Getenv(envSoftHSM) != "" {
+	softHSM := isSoftHSM(os.Getenv(envModule)) && os.Getenv(envBalanceList) == ""
+	if conf := os.Getenv(envSoftHSM); conf != "" {
+		// All that the library says of it is CKR_GENERAL_ERROR.
+		if _, err := os.Stat(conf); err != nil && softHSM { //nolint:gosec // the user names the file
+			return withHint(fmt.Errorf("%w: %s: %w", hsmkey.ErrConfig, envSoftHSM, err), "it names SoftHSM2's configuration; `hsmkey init` makes one, with a token for development")
+		}
 		return nil
 	}
-	elsewhere := !isSoftHSM(os.Getenv(envModule)) || os.Getenv(envBalanceList) != "" || uri.Serial != "" || uri.SlotID != nil
+	elsewhere := !softHSM || uri.Serial != "" || uri.SlotID != nil
 	token, err := softhsm.Find(developmentDir)
 	if errors.Is(err, softhsm.ErrNone) || err != nil && elsewhere {
 		return nil

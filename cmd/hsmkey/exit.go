@@ -30,7 +30,7 @@ var statuses = []struct {
 	hint     string
 }{
 	{jws.ErrVerify, exitVerify, "do not trust what it says"},
-	{hsmkey.ErrPIN, exitPIN, "the PIN is taken from --pin-file, HSM_PIN_FILE, HSM_PIN or a prompt; a wrong one is sent once"},
+	{hsmkey.ErrPIN, exitPIN, "--pin-file and HSM_PIN_FILE name a file with the PIN in it, HSM_PIN is the PIN; without them there is a prompt. A wrong one is sent once"},
 	{hsmkey.ErrTimeout, exitSession, "is the HSM up? --timeout gives it longer"},
 	{hsmkey.ErrSession, exitSession, "is the HSM up? --verbose shows what happens"},
 	{hsmkey.ErrClosed, exitSession, ""},
@@ -42,6 +42,7 @@ var statuses = []struct {
 	{jws.ErrClaims, exitUsage, `claims are one JSON object, such as '{"sub":"alice"}'`},
 	{jwk.ErrPrivate, exitUsage, ""},
 	{hsmkey.ErrExists, exitFailed, "choose another label or id, or remove the key first with `hsmkey key delete`"},
+	{hsmkey.ErrUnsupported, exitFailed, "`hsmkey key list` shows what each key is, and the algorithms that it signs with"},
 }
 
 // exitStatus is what an error makes the process end with.

@@ -43,7 +43,7 @@ the files in its directory: it is not for production.`,
 			}
 			token, made, err := softhsm.Make(cmd.Context(), dir, module, label)
 			if errors.Is(err, hsmkey.ErrConfig) {
-				return withHint(err, "choose another directory with --dir or another label with --token; or remove the directory, and the keys in it")
+				return initHint(err, dir)
 			}
 			if err != nil {
 				return err
@@ -54,11 +54,20 @@ the files in its directory: it is not for production.`,
 			if _, set := os.LookupEnv(envPIN); set {
 				a.note("warning: HSM_PIN is set; unset it, the PIN of this token is in HSM_PIN_FILE")
 			}
-			return a.print(exports(token, module))
+			return withHint(a.print(exports(token, module)), "the token is there; run it again to print the lines")
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", developmentDir, "directory of the token; made if it is not there")
 	return cmd
+}
+
+// initHint says what to do about a token that cannot be made, or is another one.
+func initHint(err error, dir string) error {
+	parent := filepath.Dir(dir)
+	if _, missing := os.Stat(parent); missing != nil {
+		return withHint(err, "make the directory above it first: mkdir -p %s", shellQuote(parent))
+	}
+	return withHint(err, "choose another --dir, --token or --module; a token that is incomplete can be made anew when its directory, with all keys in it, is removed")
 }
 
 // softHSMModule returns the absolute path of the library that makes the token.

@@ -34,7 +34,7 @@ public half.`,
 				if err != nil {
 					return err
 				}
-				public, err = publicJWK(key)
+				public, err = jwk.Public(key)
 				return err
 			})
 			if err != nil {

@@ -50,19 +50,13 @@ func namedKeys(ctx context.Context, h *hsmkey.HSM, labels []string) ([]jwk.Key, 
 		if err != nil {
 			return nil, err
 		}
-		public, err := publicJWK(key)
+		public, err := jwk.Public(key)
 		if err != nil {
 			return nil, err
 		}
 		keys = append(keys, public)
 	}
 	return keys, nil
-}
-
-// publicJWK is the JWK of one key that was asked for.
-func publicJWK(key *hsmkey.HSMJWK) (jwk.Key, error) {
-	public, err := jwk.Public(key)
-	return public, withHint(err, "`hsmkey key list` shows what each key is")
 }
 
 // allKeys passes over keys without a public half, and warns of those that sign

@@ -62,3 +62,13 @@ func describeKey(key *hsmkey.HSMJWK) (any, error) {
 		Operations []string         `json:"key_ops"`
 	}{"oct", kid, key.Algorithms()[0], "sig", []string{"sign", "verify"}}, nil
 }
+
+// printMade prints what is said of a new key. Where that fails the key is there all
+// the same.
+func (a *app) printMade(label string, made any) error {
+	again := "`hsmkey key list` shows it"
+	if _, public := made.(jwk.Key); public {
+		again = "`hsmkey jwk " + shellQuote(label) + "` prints it"
+	}
+	return withHint(a.printJSON(made), "the key was made; %s", again)
+}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -70,7 +72,9 @@ func (a *app) confirmDeletion(ctx context.Context, h *hsmkey.HSM, query hsmkey.Q
 	switch {
 	case err == nil:
 		what = fmt.Sprintf("%s (%s)", hsmkey.Query{Label: key.Label(), ID: key.ID()}, key.Type())
-	case !errors.Is(err, hsmkey.ErrUnsupported):
+	case errors.Is(err, hsmkey.ErrUnsupported):
+	case (errors.Is(err, hsmkey.ErrKeyNotFound) || errors.Is(err, hsmkey.ErrAmbiguous)) && lacksPublic(ctx, h, query):
+	default:
 		return err
 	}
 	where := ""
@@ -93,4 +97,14 @@ func (a *app) confirmDeletion(ctx context.Context, h *hsmkey.HSM, query hsmkey.Q
 		fmt.Fprintln(a.stderr)
 		return context.Cause(ctx)
 	}
+}
+
+// lacksPublic reports whether there is one such key, and it is only its public half
+// that is not found, or ambiguous.
+func lacksPublic(ctx context.Context, h *hsmkey.HSM, query hsmkey.Query) bool {
+	keys, err := h.Keys(ctx)
+	keys = slices.DeleteFunc(keys, func(k hsmkey.KeyInfo) bool {
+		return query.Label != "" && k.Label != query.Label || len(query.ID) > 0 && !bytes.Equal(k.ID, query.ID)
+	})
+	return err == nil && len(keys) == 1 && keys[0].Err != nil
 }

@@ -58,7 +58,7 @@ Types: ` + strings.Join(types, ", ") + `.`,
 			if err != nil {
 				return err
 			}
-			return a.printJSON(made)
+			return a.printMade(args[0], made)
 		},
 	}
 	cmd.Flags().StringVar(&typeName, "type", "", "type of the key, such as ec:P-256 or rsa:2048")

@@ -57,7 +57,7 @@ already is left as it is: after a failure on some endpoints, run it again.`,
 			if err != nil {
 				return err
 			}
-			return a.printJSON(made)
+			return a.printMade(args[0], made)
 		},
 	}
 	cmd.Flags().StringVar(&in, "in", "", "PEM file with the private key, - for standard input")

@@ -13,23 +13,22 @@ import (
 
 // payloadFlags say what is to be signed.
 type payloadFlags struct {
-	claims, payload           string
-	expiresIn                 time.Duration
-	claimsGiven, payloadGiven bool
-	expiresGiven              bool
+	claims, payload string
+	expiresIn       time.Duration
+	expiresGiven    bool
 }
 
 // readPayload returns what is to be signed. Whatever is wrong with it is found
 // here, before the HSM is touched.
 func (a *app) readPayload(f *payloadFlags) ([]byte, error) {
 	switch {
-	case f.claimsGiven && f.payloadGiven:
+	case f.claims != "" && f.payload != "":
 		return nil, usagef("--claims and --payload both say what to sign")
-	case f.expiresGiven && f.payloadGiven:
+	case f.expiresGiven && f.payload != "":
 		return nil, usagef("--expires-in adds claims, and a payload has none")
 	case f.expiresGiven && f.expiresIn < time.Second:
 		return nil, withHint(usagef("--expires-in is %v, want a second or more", f.expiresIn), "a time looks like 90s, 15m or 1h30m")
-	case f.payloadGiven:
+	case f.payload != "":
 		return a.readInput("--payload", f.payload)
 	}
 	claims, err := a.readClaims(f)
@@ -55,9 +54,9 @@ func (a *app) readClaims(f *payloadFlags) ([]byte, error) {
 	switch file, isFile := strings.CutPrefix(f.claims, "@"); {
 	case isFile:
 		return a.readInput("--claims", file)
-	case !f.claimsGiven && a.stdinIsTerminal():
+	case f.claims == "" && a.stdinIsTerminal():
 		return nil, withHint(usagef("nothing to sign: --claims or --payload is missing"), `try --claims '{"sub":"alice"}'`)
-	case !f.claimsGiven, f.claims == "-":
+	case f.claims == "", f.claims == "-":
 		return a.readInput("--claims", "-")
 	}
 	return []byte(f.claims), nil

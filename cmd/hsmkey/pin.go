@@ -1,12 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/signal"
+	"strings"
 	"sync"
+	"syscall"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/hsmkey/hsmkey"
@@ -48,26 +54,61 @@ func askHidden(ctx context.Context, prompt string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: asking on the terminal: %w", hsmkey.ErrPIN, err)
 	}
-	fmt.Fprint(tty, prompt)
-	defer fmt.Fprintln(tty)
+	defer func() {
+		_ = term.Restore(fd, before) // a terminal that is gone needs no echo
+		fmt.Fprintln(tty)
+	}()
+	// After Ctrl-Z and fg the terminal is as the shell likes it, with echo.
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, syscall.SIGCONT)
+	defer signal.Stop(continued)
+	if err := askOn(tty, prompt); err != nil {
+		return "", err
+	}
 
 	type answer struct {
-		line []byte
+		line string
 		err  error
 	}
 	answered := make(chan answer, 1)
 	go func() {
-		line, err := term.ReadPassword(fd)
+		line, err := bufio.NewReader(tty).ReadString('\n')
 		answered <- answer{line, err}
 	}()
-	select {
-	case a := <-answered:
-		if a.err != nil {
-			return "", fmt.Errorf("%w: asking on the terminal: %w", hsmkey.ErrPIN, a.err)
+	for {
+		select {
+		case a := <-answered:
+			if errors.Is(a.err, io.EOF) {
+				return "", nil // Ctrl-D: nothing that is to be sent
+			}
+			if a.err != nil {
+				return "", fmt.Errorf("%w: asking on the terminal: %w", hsmkey.ErrPIN, a.err)
+			}
+			return strings.TrimSuffix(a.line, "\n"), nil
+		case <-continued:
+			if err := askOn(tty, "\r"+prompt); err != nil {
+				return "", err
+			}
+		case <-ctx.Done():
+			// The read goes on until the process ends.
+			return "", context.Cause(ctx)
 		}
-		return string(a.line), nil
-	case <-ctx.Done():
-		// The read goes on until the process ends; the echo must be back before.
-		return "", errors.Join(context.Cause(ctx), term.Restore(fd, before))
 	}
+}
+
+// askOn switches the echo off, and then asks: who sees the question may type. The
+// terminal still makes lines, erases, and turns Ctrl-C into a signal.
+func askOn(tty *os.File, prompt string) error {
+	fd := int(tty.Fd())
+	mode, err := unix.IoctlGetTermios(fd, getTermios)
+	if err == nil {
+		mode.Iflag |= unix.ICRNL
+		mode.Lflag = mode.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
+		err = unix.IoctlSetTermios(fd, setTermios, mode)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: asking on the terminal: %w", hsmkey.ErrPIN, err)
+	}
+	fmt.Fprint(tty, prompt)
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // app is one run of the program.
@@ -80,6 +81,7 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return checkGiven(cmd.Flags()) },
 	}
 	a.global.register(root)
 	asGroup(root)
@@ -96,7 +98,25 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 		a.completionCommand(),
 		a.versionCommand(),
 	)
+	checkHelp(root)
 	return root
+}
+
+// checkHelp makes help on a command that is not there the mistake that the command
+// itself would be; cobra's prints that and ends with 0.
+func checkHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, help := range root.Commands() {
+		if help.Name() == "help" {
+			help.Args = func(_ *cobra.Command, args []string) error {
+				group, unknown, err := root.Find(args)
+				if err != nil || len(unknown) == 0 {
+					return err
+				}
+				return unknownCommand(group, unknown[0])
+			}
+		}
+	}
 }
 
 // asGroup makes a command one that only holds others: alone, or with a name that
@@ -106,12 +126,42 @@ func asGroup(group *cobra.Command) {
 		if len(args) == 0 {
 			return withHint(errors.New("a command is missing"), "`%s --help` lists the commands", cmd.CommandPath())
 		}
-		err := fmt.Errorf("unknown command %q", args[0])
-		cmd.SuggestionsMinimumDistance = 2
-		if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
-			return withHint(err, "did you mean `%s %s`?", cmd.CommandPath(), similar[0])
-		}
-		return withHint(err, "`%s --help` lists the commands", cmd.CommandPath())
+		return unknownCommand(cmd, args[0])
 	}
 	group.RunE = func(*cobra.Command, []string) error { return nil }
+}
+
+func unknownCommand(group *cobra.Command, name string) error {
+	err := fmt.Errorf("unknown command %q", name)
+	group.SuggestionsMinimumDistance = 2
+	if similar := group.SuggestionsFor(name); len(similar) > 0 {
+		return withHint(err, "did you mean `%s %s`?", group.CommandPath(), similar[0])
+	}
+	return withHint(err, "`%s --help` shows what there is", group.CommandPath())
+}
+
+// none marks the flags to which nothing is a value, too.
+const none = "none"
+
+func mayBeEmpty(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		if err := flags.SetAnnotation(name, none, nil); err != nil {
+			panic(err) // a flag that the command does not have: a mistake of ours
+		}
+	}
+}
+
+// checkGiven refuses flags that are given without a value: most often a variable
+// of the shell is not set, and what is meant is not the default.
+func checkGiven(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(flag *pflag.Flag) {
+		empty := flag.Value.String() == ""
+		if list, is := flag.Value.(pflag.SliceValue); is {
+			empty = len(list.GetSlice()) == 0
+		}
+		if _, may := flag.Annotations[none]; empty && !may {
+			err = withHint(usagef("--%s is empty", flag.Name), "give it a value, or leave it out; is a variable of the shell not set?")
+		}
+	})
+	return err
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hsmkey/hsmkey"
@@ -43,14 +45,12 @@ thumbprint of the public key (RFC 7638), as in jwk and jwks.`,
 			if err != nil {
 				return withHint(usagef("--format: %w", err), "a JWT is always compact")
 			}
-			source.claimsGiven = cmd.Flags().Changed("claims")
-			source.payloadGiven = cmd.Flags().Changed("payload")
 			source.expiresGiven = cmd.Flags().Changed("expires-in")
 			payload, err := a.readPayload(&source)
 			if err != nil {
 				return err
 			}
-			if !source.payloadGiven && !cmd.Flags().Changed("typ") && format == jws.Compact {
+			if source.payload == "" && !cmd.Flags().Changed("typ") && format == jws.Compact {
 				options.Type = "JWT"
 			}
 			var token string
@@ -60,8 +60,11 @@ thumbprint of the public key (RFC 7638), as in jwk and jwks.`,
 					return err
 				}
 				signer, err := jws.NewSigner(found, options)
+				if errors.Is(err, hsmkey.ErrConfig) {
+					return withHint(err, "--kid and --typ are text, in UTF-8")
+				}
 				if err != nil {
-					return withHint(err, "`hsmkey key list` shows which algorithms each key signs with")
+					return err
 				}
 				token, err = signer.SignFormat(cmd.Context(), payload, format)
 				return err
@@ -81,6 +84,7 @@ thumbprint of the public key (RFC 7638), as in jwk and jwks.`,
 	flags.StringVar(&keyID, "kid", "", `kid of the header (default: the key's thumbprint; "": none)`)
 	flags.DurationVar(&source.expiresIn, "expires-in", 0, "add the claims iat, now, and exp, this much later, such as 1h")
 	flags.StringVar(&formatName, "format", jws.Compact.String(), "compact, json (general JSON) or flattened")
+	mayBeEmpty(flags, "typ", "kid")
 	fixedCompletions(cmd, "alg", algorithms)
 	fixedCompletions(cmd, "format", []string{jws.Compact.String(), jws.General.String(), jws.Flattened.String()})
 	return cmd

@@ -79,7 +79,7 @@ func (a *app) readToken(args []string) (string, error) {
 	if len(args) == 0 && a.stdinIsTerminal() {
 		return "", withHint(usagef("the token is missing"), "give it as the last argument or on standard input")
 	}
-	data, err := readBounded(a.stdin, "standard input", maxToken)
+	data, err := a.readStdin(maxToken)
 	return string(bytes.TrimSpace(data)), err
 }
 
@@ -101,7 +101,7 @@ func verifyBySet(ctx context.Context, source string, allowed []hsmkey.Algorithm,
 	}
 	verifier, err := jws.NewVerifier(set, jws.VerifierOptions{Algorithms: allowed, MaxSize: maxToken})
 	if err != nil {
-		return nil, err
+		return nil, withHint(err, "without --alg it is those of the keys in %s", source)
 	}
 	return verifyWith(ctx, verifier, token)
 }
@@ -122,7 +122,7 @@ func (a *app) verifyByKey(ctx context.Context, named *keyFlags, allowed []hsmkey
 		}
 		verifier, err := jws.NewKeyVerifier(key, jws.VerifierOptions{Algorithms: allowed, MaxSize: maxToken})
 		if err != nil {
-			return withHint(err, "`hsmkey key list` shows which algorithms each key signs with")
+			return err
 		}
 		verified, err = verifyWith(ctx, verifier, token)
 		return err

@@ -70,7 +70,7 @@ func (x *examination) library(ctx context.Context) bool {
 		case errors.Is(err, hsmkey.ErrTimeout):
 			hint = "does the library wait for its HSM? --timeout gives it longer"
 		case errors.Is(err, hsmkey.ErrSession):
-			hint = "its own configuration and log may tell more (of SoftHSM2: SOFTHSM2_CONF, and the system's log)"
+			hint = "its own configuration and log may tell more (of SoftHSM2: SOFTHSM2_CONF, and the system's log; of NSS: HSM_MODULE_ARGS)"
 		}
 		x.checks.fail("module", err, hint)
 		return false

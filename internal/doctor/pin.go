@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/hsmkey/hsmkey"
 )
@@ -28,6 +30,9 @@ func (c *checks) checkPINSource(origin PINOrigin) {
 	}
 	exposed, err := readableByOthers(origin.File)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && !strings.ContainsRune(origin.File, filepath.Separator):
+		// As in errors of a login: whose name this is may be a PIN.
+		c.fail(name, failure(hsmkey.ErrPIN, withoutPath(err), "the PIN file, whose name is not shown"), "write the PIN to a file of mode 0600, and name that file")
 	case err != nil:
 		c.fail(name, failure(hsmkey.ErrPIN, withoutPath(err), "%s", at), "write the PIN to a file of mode 0600, and name that file")
 	case exposed != "":
