@@ -54,8 +54,8 @@ var (
 	ErrExists = errors.New("key exists already")
 
 	// ErrInvalid: an argument cannot be used: an empty label, a PEM file that
-	// holds no private key, a digest whose length does not fit its hash. Nothing
-	// was sent to the HSM.
+	// holds no private key, a digest whose length does not fit its hash; nothing
+	// was sent to the HSM. Or the HSM refused it: a message that is too long for it.
 	ErrInvalid = errors.New("invalid input")
 
 	// ErrMAC: [HSMJWK.VerifyMAC] computed another code than the one given.

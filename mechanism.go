@@ -175,6 +175,7 @@ type plan struct {
 	refused [2]bool
 	deaths  [2]uint8 // sessions lost under a way: how some modules refuse
 	cause   error    // the last refusal
+	message error    // a refusal of the message, not of the way
 }
 
 // next returns the way to try, or -1 if all were refused. The one that worked
@@ -215,7 +216,15 @@ func (p *plan) settle(i int, err error) bool {
 		return false
 	}
 	p.refused[i], p.cause = true, r
+	if p.scheme.ways[i].input == inputMessage && (isCode(err, pkcs11.CKR_DATA_LEN_RANGE) || isCode(err, pkcs11.CKR_DATA_INVALID)) {
+		p.message = r
+	}
 	return true
+}
+
+// unfit says that the token signs, but not this message.
+func (p *plan) unfit(length int) error {
+	return fmt.Errorf("%w: %s does not sign a message of %d bytes: %w", ErrInvalid, p.token.Name(), length, p.message)
 }
 
 // unsupported says what was tried in vain.

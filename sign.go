@@ -26,7 +26,8 @@ import (
 // signature is made on another one until ctx ends.
 //
 // The error matches ErrUnsupported if the algorithm does not belong to the key
-// or no token has a mechanism for it, ErrKeyMismatch if tokens have another key
+// or no token has a mechanism for it, ErrInvalid if the HSM hashes and refuses this
+// input, which may be too long for it, ErrKeyMismatch if tokens have another key
 // under its name, ErrKeyNotFound if they have none.
 func (k *HSMJWK) SignJWS(ctx context.Context, algorithm Algorithm, signingInput []byte) ([]byte, error) {
 	if !slices.Contains(k.material.algorithms, algorithm) {
@@ -156,7 +157,10 @@ func (k *HSMJWK) signOn(ctx context.Context, s *sessionpool.Session, j *signing,
 	worked := k.material.recall(c)
 	for {
 		i := p.next(worked, j.message != nil)
-		if i < 0 {
+		switch {
+		case i < 0 && p.message != nil:
+			return nil, sessionpool.Elsewhere(p.unfit(len(j.message)))
+		case i < 0:
 			if j.message != nil { // nothing more could be tried
 				k.material.leftOut.note(s, j.scheme.id)
 			}

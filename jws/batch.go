@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 
 	"github.com/hsmkey/hsmkey"
 )
@@ -80,29 +81,22 @@ type batch struct {
 
 func (b *batch) run(ctx context.Context, items iter.Seq[[]byte], yield func(string, error) bool) {
 	ctx, cancel := context.WithCancel(ctx)
-	stopOnDone := context.AfterFunc(ctx, func() {
-		b.window.fail(fmt.Errorf("signing a batch: %w", context.Cause(ctx)))
-	})
+	stopOnDone := context.AfterFunc(ctx, func() { b.window.fail(interrupted(ctx)) })
 	fed := make(chan struct{})
 	go func() {
 		defer close(fed)
-		for item := range items {
-			if !b.window.add(item) {
-				return
-			}
-		}
-		b.window.finishInput()
+		b.feed(items)
 	}()
 	b.crew.start(ctx, b)
 
 	// Also when the loop's body panics.
 	defer func() {
-		interrupted := ctx.Err() != nil
+		gone := ctx.Err() != nil
 		b.window.fail(errLeft)
 		stopOnDone()
 		cancel()
 		b.crew.wait()
-		if !interrupted {
+		if !gone {
 			<-fed
 		}
 	}()
@@ -110,6 +104,46 @@ func (b *batch) run(ctx context.Context, items iter.Seq[[]byte], yield func(stri
 }
 
 var errLeft = errors.New("nobody reads the batch any more")
+
+// interrupted is why ctx ended.
+func interrupted(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, ctx.Err()) {
+		return fmt.Errorf("signing a batch: %w: %w", ctx.Err(), cause)
+	}
+	return fmt.Errorf("signing a batch: %w", ctx.Err())
+}
+
+// feed runs the input. If that panics, or leaves its goroutine (runtime.Goexit),
+// so does the range over the batch, as over the input itself.
+func (b *batch) feed(items iter.Seq[[]byte]) {
+	returned := false
+	defer func() {
+		if !returned {
+			b.window.fail(&inputEnd{recover()})
+		}
+	}()
+	for item := range items {
+		if !b.window.add(item) {
+			returned = true
+			return
+		}
+	}
+	returned = true
+	b.window.finishInput()
+}
+
+// inputEnd says that the input did not return.
+type inputEnd struct{ panicked any }
+
+func (*inputEnd) Error() string { return "the input of the batch did not return" }
+
+// repeat ends this goroutine as the input ended its own.
+func (e *inputEnd) repeat() {
+	if e.panicked != nil {
+		panic(e.panicked)
+	}
+	runtime.Goexit()
+}
 
 // deliver yields the tokens in their order, and in the end why there are no more.
 func (b *batch) deliver(yield func(string, error) bool) {
@@ -128,9 +162,12 @@ func (b *batch) deliver(yield func(string, error) bool) {
 			}
 			index++
 		}
+		var end *inputEnd
 		switch {
 		case errors.Is(err, errDone):
 			return
+		case errors.As(err, &end):
+			end.repeat()
 		case err != nil:
 			yield("", err)
 			return

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -164,6 +165,106 @@ func TestSkippedItemsAreReportedInTheirPlace(t *testing.T) {
 	}
 	if at != 100 {
 		t.Errorf("%d elements, want 100", at)
+	}
+}
+
+// shortMessages is a module that hashes, and takes no more than so many bytes.
+type shortMessages struct {
+	sessionpool.Module
+	most int
+}
+
+func (m shortMessages) SignSingle(dst []byte, h pkcs11.SessionHandle, mechanism *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error) {
+	if len(data) > m.most {
+		return nil, pkcs11.Error(pkcs11.CKR_DATA_LEN_RANGE)
+	}
+	return m.Module.SignSingle(dst, h, mechanism, key, data, size)
+}
+
+func (m shortMessages) SignMany(dst []byte, h pkcs11.SessionHandle, mechanism *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
+	begin := uint(0)
+	for _, end := range ends {
+		if int(end-begin) > m.most {
+			return nil, pkcs11.Error(pkcs11.CKR_DATA_LEN_RANGE)
+		}
+		begin = end
+	}
+	return m.Module.SignMany(dst, h, mechanism, key, data, ends, size)
+}
+
+// The first one is among them: nothing has shown yet that the key signs at all.
+func TestAnItemThatTheHSMRefusesIsItsOwnAffair(t *testing.T) {
+	for name, direct := range map[string]bool{"call by call": false, "in one call": true} {
+		t.Run(name, func(t *testing.T) {
+			hsm, _ := faultyHSM(t, func(c *sessionpool.Config) {
+				c.Direct = direct
+				c.Wrap = func(m sessionpool.Module) sessionpool.Module { return shortMessages{m, 2000} }
+			})
+			signer := newSigner(t, generate(t, hsm, hsmkey.Ed25519), jws.Options{})
+			long := func(i int, item []byte) ([]byte, error) {
+				if i%50 == 0 {
+					return make([]byte, 3000), nil
+				}
+				return item, nil
+			}
+			at := 0
+			for token, err := range signer.Batch(context.Background(), numbered(200), jws.BatchOptions{Sessions: 2, Skip: true, Prepare: long}) {
+				var item *jws.ItemError
+				switch {
+				case at%50 == 0 && (!errors.As(err, &item) || item.Index != at || !errors.Is(err, hsmkey.ErrInvalid) || token != ""):
+					t.Errorf("item %d: token %q and error %v, want ErrInvalid", at, token, err)
+				case at%50 != 0 && err != nil:
+					t.Errorf("item %d: %v", at, err)
+				}
+				at++
+			}
+			if at != 200 {
+				t.Errorf("%d elements, want 200", at)
+			}
+		})
+	}
+}
+
+func TestABatchEndsAsItsInputDoes(t *testing.T) {
+	hsm := openHSM(t)
+	signer := newSigner(t, generate(t, hsm, hsmkey.P256), jws.Options{})
+	run := func(end func()) (recovered any, returned bool) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			defer func() { recovered = recover() }()
+			input := func(yield func([]byte) bool) {
+				yield([]byte("{}"))
+				end()
+			}
+			for range signer.Batch(context.Background(), input, jws.BatchOptions{}) { //nolint:revive // what comes is of no interest
+			}
+			returned = true
+		}()
+		<-done
+		return recovered, returned
+	}
+	if recovered, returned := run(func() { panic("odd") }); recovered != "odd" || returned {
+		t.Errorf("an input that panics: recovered %v, returned %v", recovered, returned)
+	}
+	if recovered, returned := run(runtime.Goexit); recovered != nil || returned {
+		t.Errorf("an input that leaves its goroutine: recovered %v, returned %v", recovered, returned)
+	}
+}
+
+func TestAnInterruptedBatchSaysWhy(t *testing.T) {
+	hsm := openHSM(t)
+	signer := newSigner(t, generate(t, hsm, hsmkey.P256), jws.Options{})
+	why := errors.New("the shop is closed")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	var last error
+	for _, err := range signer.Batch(ctx, numbered(1<<20), jws.BatchOptions{}) {
+		cancel(why)
+		last = err
+	}
+	if !errors.Is(last, why) || !errors.Is(last, context.Canceled) {
+		t.Errorf("the last error is %v, want the cause and context.Canceled", last)
 	}
 }
 

@@ -7,7 +7,8 @@ import (
 
 // climber finds the number of sessions from which on more do not pay: it doubles
 // them while that makes the batch faster, and goes back to the best when it does
-// not. After a while it tries once more, because HSMs come and go.
+// not. From time to time it tries half of them and, the next time, twice as many:
+// HSMs come and go, and a measurement on a busy machine may have been wrong.
 type climber struct {
 	crew   *crew
 	window *window
@@ -17,51 +18,52 @@ type climber struct {
 }
 
 const (
-	climbFor    = 100 * time.Millisecond // the shortest measurement
+	climbFor    = 150 * time.Millisecond // the shortest measurement
 	climbTokens = 16                     // the fewest tokens in one
-	climbGain   = 1.1                    // what doubling must bring
+	climbGain   = 1.05                   // what doubling must bring, and halving may cost
 	climbAgain  = 5 * time.Second        // until the next try
 	climbMost   = 256
 )
 
 func newClimber(c *crew, w *window) *climber { return &climber{crew: c, window: w, sessions: 1} }
 
+// climb goes on until the batch is over.
 func (c *climber) climb(ctx context.Context) {
-	rate, ok := c.measure(ctx)
-	if !ok {
-		return
-	}
-	c.rate = rate
-	for {
-		for c.sessions < climbMost {
-			up, ok := c.try(ctx, 2*c.sessions)
-			if !ok {
-				return
-			}
-			if !up {
-				break
-			}
+	for down := false; ; down = !down {
+		var ok bool
+		if c.rate, ok = c.measure(ctx); !ok {
+			return
+		}
+		if down { // one step: each costs a little
+			_, ok = c.try(ctx, c.sessions/2, 1/climbGain)
+		}
+		for better := !down; better && ok; {
+			better, ok = c.try(ctx, 2*c.sessions, climbGain)
+		}
+		if !ok {
+			return
 		}
 		c.crew.resize(c.sessions)
 		if !c.pause(ctx, climbAgain) {
 			return
 		}
-		if c.rate, ok = c.measure(ctx); !ok {
-			return
-		}
 	}
 }
 
-// try measures with a number of sessions, twice before it gives up: one dip of
-// a noisy machine is no plateau.
-func (c *climber) try(ctx context.Context, sessions int) (up, ok bool) {
+// try measures with another number of sessions, which is the better one if it has
+// so many times the rate; twice before it gives up: one dip of a noisy machine is
+// no plateau.
+func (c *climber) try(ctx context.Context, sessions int, gain float64) (better, ok bool) {
+	if sessions < 1 || sessions > climbMost {
+		return false, true
+	}
 	c.crew.resize(sessions)
 	for range 2 {
 		rate, ok := c.measure(ctx)
 		if !ok {
 			return false, false
 		}
-		if rate > climbGain*c.rate {
+		if rate > gain*c.rate {
 			c.sessions, c.rate = sessions, rate
 			return true, true
 		}

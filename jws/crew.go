@@ -23,8 +23,10 @@ func (c *crew) start(ctx context.Context, b *batch) {
 	c.hire = func(number int) context.CancelFunc {
 		own, cancel := context.WithCancel(ctx)
 		c.group.Go(func() {
-			defer c.quit(number, cancel)
 			(&worker{batch: b, number: number}).work(ctx, own)
+			dismissed := own.Err() != nil && ctx.Err() == nil
+			cancel()
+			c.quit(number, dismissed)
 		})
 		return cancel
 	}
@@ -58,12 +60,15 @@ func (c *crew) resize(wanted int) {
 	}
 }
 
-// quit takes a worker off the list.
-func (c *crew) quit(number int, cancel context.CancelFunc) {
-	cancel()
+// quit takes a worker off the list. One that was dismissed may be wanted again by
+// now.
+func (c *crew) quit(number int, dismissed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.running, number)
+	if dismissed && number < c.wanted {
+		c.running[number] = c.hire(number)
+	}
 }
 
 // wants reports whether a worker is to go on, and how many there are to be.

@@ -127,12 +127,14 @@ func (w *worker) takeTurn(ctx context.Context, h hands) error {
 		}
 		err := w.sign(ctx, h)
 		b.window.put(w.lot)
+		signed := len(w.lot)
+		w.letGo()
 		if err != nil {
 			return err
 		}
 		begin := now
 		now = time.Now()
-		w.pace(h, now.Sub(begin)/time.Duration(len(w.lot)))
+		w.pace(h, signed, now.Sub(begin)/time.Duration(signed))
 		// From a goroutine that never waits, the scheduler takes its processor
 		// every 10 ms, also in C, and then watches over all of them for a while,
 		// at the cost of a few percent.
@@ -143,11 +145,20 @@ func (w *worker) takeTurn(ctx context.Context, h hands) error {
 
 // pace chooses the size of the next lot by how long an item of this one took. It
 // grows slowly: the time may have been short by chance.
-func (w *worker) pace(h hands, each time.Duration) {
+func (w *worker) pace(h hands, signed int, each time.Duration) {
 	if h.many == nil {
 		return
 	}
-	w.most = min(int(lotTime/max(each, 1))+1, 2*len(w.lot), mostLot)
+	w.most = min(int(lotTime/max(each, 1))+1, 2*signed, mostLot)
+}
+
+// letGo keeps nothing of the lot while the worker waits for the next.
+func (w *worker) letGo() {
+	clear(w.lot)
+	clear(w.inputs)
+	if cap(w.buffer) > 4*lotBytes { // an item was very large
+		w.buffer, w.token = nil, nil
+	}
 }
 
 // sign signs the lot. What became of the items is in them; err is the session's
@@ -187,9 +198,6 @@ func (w *worker) sign(ctx context.Context, h hands) error {
 // done.
 func (w *worker) prepare() {
 	b := w.batch
-	if cap(w.buffer) > 4*lotBytes { // after an item that was very large
-		w.buffer, w.token = nil, nil
-	}
 	w.buffer, w.inputs, w.places = w.buffer[:0], w.inputs[:0], w.places[:0]
 	for i := range w.lot {
 		it := &w.lot[i]
