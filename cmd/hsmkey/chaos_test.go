@@ -31,24 +31,26 @@ func long() bool { return os.Getenv("HSMKEY_CHAOS") == "long" }
 
 // batchTest is a file of claims, and the program that signs them.
 type batchTest struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	env    []string
 	tokens int
 	public crypto.PublicKey
 }
 
-func newBatchTest(t *testing.T, tokens int, public crypto.PublicKey, env ...string) *batchTest {
+func newBatchTest(t testing.TB, tokens int, public crypto.PublicKey, env ...string) *batchTest {
 	t.Helper()
 	b := &batchTest{t: t, dir: t.TempDir(), env: append(os.Environ(), env...), tokens: tokens, public: public}
 	self, err := os.Executable()
 	b.check(err)
 	b.check(os.Symlink(self, b.path("hsmkey"))) // by its name it knows what to be
-	var claims bytes.Buffer
+	file, err := os.Create(b.path("claims.jsonl"))
+	b.check(err)
+	claims := bufio.NewWriter(file)
 	for i := range tokens {
-		fmt.Fprintln(&claims, claimsOf(i))
+		fmt.Fprintln(claims, claimsOf(i))
 	}
-	b.check(os.WriteFile(b.path("claims.jsonl"), claims.Bytes(), 0o600))
+	b.check(errors.Join(claims.Flush(), file.Close()))
 	return b
 }
 
