@@ -71,7 +71,7 @@ func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) 
 		}
 		p := s.physical
 		p.broken = true // unless fn returns: a panic may leave an operation active
-		err, left := p.call(ctx, s.pool.cfg.OpTimeout, work{fn: fn})
+		err, left := p.call(ctx, s.pool.cfg.OpTimeout, work{fn: fn, pool: s.pool, ctx: ctx})
 		p.broken = false
 		if left {
 			s.lost = true
@@ -287,9 +287,9 @@ func (s *Session) Memo(key any, find func() (any, error)) (any, error) {
 }
 
 // ContextPIN reads the pool's PIN for the context-specific login of a key with
-// CKA_ALWAYS_AUTHENTICATE (PKCS#11 v2.40, 4.9). It is refused, matching
-// [ErrPIN], unless the token has accepted that very PIN: the login of a key
-// counts wrong PINs as well.
+// CKA_ALWAYS_AUTHENTICATE (PKCS#11 v2.40, 4.9), which the function given to Do
+// makes. That may take long, so it is done before. A PIN that a token rejected is
+// refused, matching [ErrPIN], here as well as there.
 func (s *Session) ContextPIN(ctx context.Context) (string, error) {
 	if s.inner != nil {
 		return "", fail(ErrUnsupported, nil, "a one-time PIN cannot authorise each signature of a key")
@@ -301,8 +301,8 @@ func (s *Session) ContextPIN(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if d := digestOf(pin); !s.pool.token.login.accepted(d) {
-		return "", fail(ErrPIN, nil, "the PIN is not the one that the token accepted; it was not sent")
+	if err := s.pool.pinGuard().refused(digestOf(pin)); err != nil {
+		return "", err
 	}
 	return pin, nil
 }
