@@ -236,13 +236,14 @@ func sweep(ctx context.Context, source sessionpool.Source, on *sessionpool.Token
 	err = s.Do(ctx, func(m sessionpool.Module, session pkcs11.SessionHandle) error {
 		k := &maker{token: token{m, session, on.Name()}, label: label, id: id}
 		for _, class := range []uint{pkcs11.CKO_PUBLIC_KEY, pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
-			left, err := k.relatedBy(class, attr(pkcs11.CKA_ID, id), func(o object) bool {
-				return Query{Label: label, ID: id}.matches(o.label, o.id)
-			})
+			left, err := k.matching(Query{Label: label, ID: id}, class)
 			if err != nil {
 				return err
 			}
 			for _, o := range left {
+				if !o.readable() {
+					return o.odd // which may be of others
+				}
 				k.made = append(k.made, o.handle)
 			}
 		}

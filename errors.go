@@ -43,7 +43,9 @@ var (
 	ErrKeyNotFound = errors.New("key not found")
 
 	// ErrAmbiguous: more than one key matches, or more than one public key claims
-	// to belong to a private key. Nothing is chosen by luck.
+	// to belong to a private key. A key that the token finds by label or id and does
+	// not let us read counts: it may be the one that was meant. Nothing is chosen by
+	// luck.
 	ErrAmbiguous = errors.New("more than one key matches")
 
 	// ErrKeyMismatch: a token holds another key under the name of the one that

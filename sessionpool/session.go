@@ -144,7 +144,10 @@ func (s *Session) judge(ctx context.Context, err error, last bool) (again bool, 
 		return false, err
 	}
 	if c.doubtful() {
-		c = s.probe(ctx, c)
+		var fine bool
+		if c, fine = s.probe(ctx, c); fine && err == nil {
+			return false, nil // an object's own trouble, without which the function did
+		}
 	}
 	switch c {
 	case staleHandle:
@@ -177,8 +180,9 @@ func (s *Session) judge(ctx context.Context, err error, last bool) (again bool, 
 	return false, fail(ErrSession, err, "%s: the session was lost", t.name)
 }
 
-// probe asks the session what a code that may mean several things meant.
-func (s *Session) probe(ctx context.Context, c class) class {
+// probe asks the session what a code that may mean several things meant. If it is
+// fine, the code stands for itself.
+func (s *Session) probe(ctx context.Context, c class) (_ class, fine bool) {
 	p, in := s.physical, false
 	err, left := p.call(ctx, s.pool.cfg.OpTimeout, work{step: func() (err error) {
 		in, err = p.loggedIn()
@@ -187,14 +191,14 @@ func (s *Session) probe(ctx context.Context, c class) class {
 	switch {
 	case left:
 		s.lost = true
-		return max(c, sessionBroken)
+		return max(c, sessionBroken), false
 	case err != nil:
 		p.open = p.open && !gone(err)
-		return max(classify(err), sessionBroken)
+		return max(classify(err), sessionBroken), false
 	case !in && !p.kind.public() && s.pool.token.needsLogin():
-		return loginLost
+		return loginLost, false
 	}
-	return c
+	return c, true
 }
 
 // finish ends a turn, and gives the session back if it was released meanwhile.
