@@ -50,8 +50,9 @@ func (t token) find(template ...*pkcs11.Attribute) (found []pkcs11.ObjectHandle,
 type object struct {
 	handle  pkcs11.ObjectHandle
 	class   uint
-	odd     error // why no more than that is known
-	label   string
+	odd     error  // why no more than that is known
+	stored  string // CKA_LABEL
+	label   string // the same without padding
 	id      []byte
 	keyType uint // CKK_*, or untold
 	signs   bool // CKA_SIGN, unless it says nothing of it
@@ -99,7 +100,8 @@ func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, wante
 			is, there := decodeUlong(value)
 			wanted = there && is == class
 		case pkcs11.CKA_LABEL:
-			o.label = trimLabel(string(value))
+			o.stored = string(value)
+			o.label = trimLabel(o.stored)
 		case pkcs11.CKA_ID:
 			o.id = value
 		case pkcs11.CKA_KEY_TYPE:
@@ -177,7 +179,7 @@ func (t token) candidates(q Query) ([]object, error) { return t.matching(q, keyC
 
 // related returns the objects of another class that belong to a key: those with
 // its id, else those with its label and no id of their own. A key without an id
-// has only its label to go by.
+// has only its label to go by, as it stands there: padding tells it from others.
 func (t token) related(key object, class uint) ([]object, error) {
 	var found []object
 	if len(key.id) > 0 {
@@ -190,7 +192,7 @@ func (t token) related(key object, class uint) ([]object, error) {
 	if key.label == "" {
 		return found, nil
 	}
-	labelled, err := t.matchingBy([]*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, key.label)}, Query{Label: key.label}, []uint{class})
+	labelled, err := t.matching(Query{Label: key.stored}, class)
 	for _, o := range labelled {
 		if len(o.id) == 0 || len(key.id) == 0 {
 			found = append(found, o)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -226,6 +227,40 @@ func TestALabelPaddedWithSpacesIsFound(t *testing.T) {
 	}
 	if n := objects(t, h); n != 2 {
 		t.Errorf("%d objects left, want the two of the other key", n)
+	}
+}
+
+func TestAKeyWithAPaddedLabelAndNoIDFindsItsPublicKey(t *testing.T) {
+	test := testhsm.New(t)
+	// Another pair, whose label is the same but for the padding.
+	for _, label := range []string{"pad", "pad     "} {
+		testhsm.PKCS11Tool(t, test, "--keypairgen", "--key-type", "EC:prime256v1", "--label", label)
+	}
+	h := open(t, config(test))
+	mustFind(t, h, hsmkey.Query{Label: "pad"})
+	mustFind(t, h, hsmkey.Query{Label: "pad     "})
+	remove(t, h, pkcs11.NewAttribute(pkcs11.CKA_LABEL, "pad"))
+	mustFind(t, h, hsmkey.Query{Label: "pad"})
+	for _, info := range listing(t, h) {
+		signOnce(t, info.Key)
+	}
+	// A public key that is padded otherwise.
+	do(t, h, func(m sessionpool.Module, session pkcs11.SessionHandle) error {
+		both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)}
+		_, _, err := m.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
+			append(slices.Clone(both), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "half  "),
+				pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07})),
+			append(slices.Clone(both), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "half"), pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
+		return err
+	})
+	mustFind(t, h, hsmkey.Query{Label: "half"})
+	for _, label := range []string{"pad", "half"} {
+		if err := h.Delete(context.Background(), hsmkey.Query{Label: label}); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := objects(t, h); n != 0 {
+		t.Errorf("%d objects left, want none", n)
 	}
 }
 
