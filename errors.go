@@ -52,7 +52,8 @@ var (
 	// is in use. It does not sign with it.
 	ErrKeyMismatch = errors.New("another key has this name")
 
-	// ErrExists: a key with this label or id is there already; nothing was made.
+	// ErrExists: a key with this label or id is there already, or was made by another
+	// process at the same time; nothing was made, or it was removed again.
 	ErrExists = errors.New("key exists already")
 
 	// ErrInvalid: an argument cannot be used: an empty label, a PEM file that
