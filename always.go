@@ -26,8 +26,7 @@ func (a *attempt) signAfterLogin(m sessionpool.Module, h pkcs11.SessionHandle, k
 		return nil, &refusal{a.way.name, err}
 	}
 	if err := m.Login(h, pkcs11.CKU_CONTEXT_SPECIFIC, a.pin); err != nil {
-		return nil, fmt.Errorf("%w: the login before a signature with the key with %s failed: %w",
-			ErrPIN, a.key, err)
+		return nil, fmt.Errorf("the login before a signature with the key with %s: %w", a.key, err)
 	}
 	signature, err := m.Sign(h, a.data)
 	if err != nil {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -75,20 +78,166 @@ func TestKeysThatWantThePINSignFromManyGoroutines(t *testing.T) {
 	wg.Wait()
 }
 
-func TestALoginBeforeASignatureThatFailsIsNotRepeated(t *testing.T) {
+// refusesPIN fails the test unless signing fails for the PIN's sake.
+func refusesPIN(t *testing.T, key *hsmkey.HSMJWK) {
+	t.Helper()
+	_, err := key.SignJWS(context.Background(), hsmkey.ES256, []byte("a.b"))
+	if !errors.Is(err, hsmkey.ErrPIN) || errors.Is(err, hsmkey.ErrSession) {
+		t.Errorf("SignJWS = %v, want ErrPIN", err)
+	}
+}
+
+// setPIN is a person who says what the PIN is.
+func setPIN(t *testing.T, h *hsmkey.HSM, pin string) {
+	t.Helper()
+	pool, ok := h.Source().(*sessionpool.Pool)
+	if !ok {
+		t.Fatalf("the source is a %T", h.Source())
+	}
+	pool.SetPIN(pin)
+}
+
+func TestAPINThatIsRejectedBeforeASignatureIsNotSentAgain(t *testing.T) {
 	h, injector := authenticates(t)
 	key := generate(t, h, "key", hsmkey.P256)
 	signOnce(t, key)
-	before := injector.Calls("C_Login")
+	before, begun := injector.Calls("C_Login"), injector.Calls("C_SignInit")
 	injector.Fail("C_Login", 1, pkcs11.CKR_PIN_INCORRECT)
-	_, err := key.SignJWS(context.Background(), hsmkey.ES256, []byte("a.b"))
-	if !errors.Is(err, hsmkey.ErrPIN) || !errors.Is(err, pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)) {
-		t.Errorf("SignJWS = %v, want ErrPIN", err)
+	for range 5 {
+		_, err := key.SignJWS(context.Background(), hsmkey.ES256, []byte("a.b"))
+		if !errors.Is(err, hsmkey.ErrPIN) || !errors.Is(err, pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)) {
+			t.Errorf("SignJWS = %v, want ErrPIN with the token's code", err)
+		}
+	}
+	if n := injector.Calls("C_SignInit") - begun; n != 1 {
+		t.Errorf("%d signatures were begun, want 1: the PIN was known to be wrong", n)
+	}
+	injector.LoseLogin()
+	if _, err := h.Key(context.Background(), hsmkey.Query{Label: "key"}); !errors.Is(err, hsmkey.ErrPIN) {
+		t.Errorf("Key = %v, want ErrPIN: a login sends it no more than a signature does", err)
 	}
 	if n := injector.Calls("C_Login") - before; n != 1 {
 		t.Errorf("%d logins, want 1", n)
 	}
+	setPIN(t, h, testhsm.PIN)
 	signOnce(t, key) // the operation that was left open harms nobody
+}
+
+// changes has another PIN from some moment on. SoftHSM2 does not notice in one
+// process what another one changes.
+type changes struct {
+	odd
+	pin *atomic.Pointer[string]
+}
+
+func (o changes) Login(h pkcs11.SessionHandle, userType uint, pin string) error {
+	if now := o.pin.Load(); now != nil {
+		if pin != *now {
+			return pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)
+		}
+		pin = testhsm.PIN
+	}
+	return o.Module.Login(h, userType, pin)
+}
+
+func TestAPINThatChangesUnderTheProcessIsSentOnceBeforeSignatures(t *testing.T) {
+	injector := fault.New()
+	var pin atomic.Pointer[string]
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+		return always{odd{injector.Wrap(changes{odd{m}, &pin})}}
+	})
+	key := generate(t, h, "key", hsmkey.P256)
+	signOnce(t, key)
+	changed := "pin-2d90ee17"
+	pin.Store(&changed)
+	before := injector.Calls("C_Login")
+	for range 5 {
+		refusesPIN(t, key)
+	}
+	if n := injector.Calls("C_Login") - before; n != 1 {
+		t.Errorf("%d logins with the old PIN, want 1", n)
+	}
+	setPIN(t, h, changed)
+	for range 3 {
+		signOnce(t, key)
+	}
+}
+
+func TestAPINThatManySignaturesWantAtOnceIsRejectedOnce(t *testing.T) {
+	h, injector := authenticates(t)
+	key := generate(t, h, "key", hsmkey.P256)
+	signOnce(t, key)
+	const signers = 8
+	begun, logins := injector.Calls("C_SignInit"), injector.Calls("C_Login")
+	injector.Fail("C_Login", 1, pkcs11.CKR_PIN_INCORRECT)
+	reached, release := injector.Hang("C_Login")
+	var wg sync.WaitGroup
+	for range signers {
+		wg.Go(func() { refusesPIN(t, key) })
+	}
+	<-reached
+	for injector.Calls("C_SignInit") < begun+signers {
+		runtime.Gosched()
+	}
+	release()
+	wg.Wait()
+	if n := injector.Calls("C_Login") - logins; n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+}
+
+// flagged is a token that reports more flags than it has.
+type flagged struct {
+	odd
+	flags *atomic.Uint32
+}
+
+func (o flagged) GetTokenInfo(slot uint) (pkcs11.TokenInfo, error) {
+	info, err := o.Module.GetTokenInfo(slot)
+	info.Flags |= uint(o.flags.Load())
+	return info, err
+}
+
+func TestATokenThatIsLockedOrAtItsFinalTryGetsNoPINBeforeASignature(t *testing.T) {
+	injector := fault.New()
+	var flags atomic.Uint32
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+		return flagged{odd{always{odd{injector.Wrap(m)}}}, &flags}
+	})
+	key := generate(t, h, "key", hsmkey.P256)
+	signOnce(t, key)
+	before := injector.Calls("C_Login")
+	for _, flag := range []uint32{pkcs11.CKF_USER_PIN_LOCKED, pkcs11.CKF_USER_PIN_FINAL_TRY} {
+		flags.Store(flag)
+		refusesPIN(t, key)
+	}
+	if n := injector.Calls("C_Login") - before; n != 0 {
+		t.Errorf("%d logins, want none", n)
+	}
+	flags.Store(0)
+	signOnce(t, key)
+}
+
+func TestALoginBeforeASignatureThatTheTokenDidNotJudgeIsMadeAgain(t *testing.T) {
+	h, injector := authenticates(t)
+	key := generate(t, h, "key", hsmkey.P256)
+	for _, code := range []uint{pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_SESSION_CLOSED} {
+		injector.Fail("C_Login", 1, code)
+		signOnce(t, key)
+	}
+}
+
+func TestALoginBeforeASignatureThatHangsDoesNotStopTheOthers(t *testing.T) {
+	c := config(testhsm.New(t))
+	injector := fault.New()
+	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module { return always{odd{injector.Wrap(m)}} }
+	c.Pool.OpTimeout = 500 * time.Millisecond
+	h := open(t, c)
+	key := generate(t, h, "key", hsmkey.P256)
+	_, release := injector.Hang("C_Login")
+	defer release()
+	signOnce(t, key) // on another session, while that login still hangs
+	signOnce(t, key)
 }
 
 func TestAKeyFoundWithoutItsFlagIsAskedForThePINWhenItTurnsOut(t *testing.T) {

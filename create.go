@@ -54,6 +54,11 @@ func create(ctx context.Context, source sessionpool.Source, label string, id []b
 		return nil, err
 	}
 	defer s.Release()
+	release, err := reserve(ctx, s.Token())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 
 	var state atomic.Int32
 	var made *material
@@ -122,7 +127,7 @@ func (k *maker) free() error {
 }
 
 // make tries one recipe after the other until a key comes out that can be found
-// again and passes the proof.
+// again, is the only one of its name, and passes the proof.
 func (k *maker) make(recipes []recipe, prove func(token, *material, pkcs11.ObjectHandle) error) (*material, error) {
 	var first error
 	for _, r := range recipes {
@@ -148,7 +153,7 @@ func (k *maker) cook(r recipe, prove func(token, *material, pkcs11.ObjectHandle)
 		return nil, k.explain(err)
 	}
 	query := Query{Label: k.label, ID: k.id}
-	o, err := k.theOne(query)
+	o, err := k.sole(query)
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +167,20 @@ func (k *maker) cook(r recipe, prove func(token, *material, pkcs11.ObjectHandle)
 		}
 	}
 	return got, nil
+}
+
+// sole returns the new key, and proves that neither its label nor its id names
+// another one: another process may have found both free at the same time. Of two that
+// meet, both may give up here, and never both go on.
+func (k *maker) sole(query Query) (o object, err error) {
+	for _, q := range []Query{{Label: k.label}, {ID: k.id}, query} {
+		if o, err = k.theOne(q); errors.Is(err, ErrAmbiguous) {
+			return object{}, fmt.Errorf("%w: somebody made another one with %s on %s at the same time", ErrExists, q, k.name)
+		} else if err != nil {
+			return object{}, err
+		}
+	}
+	return o, nil
 }
 
 // errLeft says that a key is half made, and could not be removed in its session.
@@ -236,13 +255,14 @@ func sweep(ctx context.Context, source sessionpool.Source, on *sessionpool.Token
 	err = s.Do(ctx, func(m sessionpool.Module, session pkcs11.SessionHandle) error {
 		k := &maker{token: token{m, session, on.Name()}, label: label, id: id}
 		for _, class := range []uint{pkcs11.CKO_PUBLIC_KEY, pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
-			left, err := k.relatedBy(class, attr(pkcs11.CKA_ID, id), func(o object) bool {
-				return Query{Label: label, ID: id}.matches(o.label, o.id)
-			})
+			left, err := k.matching(Query{Label: label, ID: id}, class)
 			if err != nil {
 				return err
 			}
 			for _, o := range left {
+				if !o.readable() {
+					return o.odd // which may be of others
+				}
 				k.made = append(k.made, o.handle)
 			}
 		}

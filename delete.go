@@ -60,7 +60,11 @@ func (t token) remove(query Query) error {
 	}
 	var left error
 	for _, o := range public {
-		if o.label != key.label {
+		switch {
+		case !o.readable():
+			left = errors.Join(left, fmt.Errorf("the key with %s on %s is deleted, what may be its public key cannot be read: %w", key, t.name, o.odd))
+			continue
+		case o.label != key.label:
 			continue
 		}
 		if err := t.module.DestroyObject(t.session, o.handle); err != nil {

@@ -43,14 +43,17 @@ var (
 	ErrKeyNotFound = errors.New("key not found")
 
 	// ErrAmbiguous: more than one key matches, or more than one public key claims
-	// to belong to a private key. Nothing is chosen by luck.
+	// to belong to a private key. A key that the token finds by label or id and does
+	// not let us read counts: it may be the one that was meant. Nothing is chosen by
+	// luck.
 	ErrAmbiguous = errors.New("more than one key matches")
 
 	// ErrKeyMismatch: a token holds another key under the name of the one that
 	// is in use. It does not sign with it.
 	ErrKeyMismatch = errors.New("another key has this name")
 
-	// ErrExists: a key with this label or id is there already; nothing was made.
+	// ErrExists: a key with this label or id is there already, or was made by another
+	// process at the same time; nothing was made, or it was removed again.
 	ErrExists = errors.New("key exists already")
 
 	// ErrInvalid: an argument cannot be used: an empty label, a PEM file that

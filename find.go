@@ -1,9 +1,9 @@
 package hsmkey
 
 import (
-	"bytes"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -50,7 +50,9 @@ func (t token) find(template ...*pkcs11.Attribute) (found []pkcs11.ObjectHandle,
 type object struct {
 	handle  pkcs11.ObjectHandle
 	class   uint
-	label   string
+	odd     error  // why no more than that is known
+	stored  string // CKA_LABEL
+	label   string // the same without padding
 	id      []byte
 	keyType uint // CKK_*, or untold
 	signs   bool // CKA_SIGN, unless it says nothing of it
@@ -59,6 +61,8 @@ type object struct {
 
 // untold is the type of a key that tells none.
 const untold = ^uint(0)
+
+func (o object) readable() bool { return o.odd == nil }
 
 // String names a key for errors: by its label, else by its id.
 func (o object) String() string { return nameKey(o.label, o.id) }
@@ -96,7 +100,8 @@ func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, wante
 			is, there := decodeUlong(value)
 			wanted = there && is == class
 		case pkcs11.CKA_LABEL:
-			o.label = trimLabel(string(value))
+			o.stored = string(value)
+			o.label = trimLabel(o.stored)
 		case pkcs11.CKA_ID:
 			o.id = value
 		case pkcs11.CKA_KEY_TYPE:
@@ -112,107 +117,88 @@ func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, wante
 	return o, wanted, nil
 }
 
-// candidates returns every private or secret key that a query matches.
-func (t token) candidates(q Query) ([]object, error) {
-	var found []object
-	for _, class := range keyClasses {
-		template := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class)}
-		if q.Label != "" {
-			template = append(template, attr(pkcs11.CKA_LABEL, q.Label))
-		}
-		if len(q.ID) > 0 {
-			template = append(template, attr(pkcs11.CKA_ID, q.ID))
-		}
-		handles, err := t.find(template...)
-		if err != nil {
-			return nil, err
-		}
-		for _, handle := range handles {
-			o, asked, err := t.identify(handle, class)
-			if err != nil {
-				return nil, err
-			}
-			if asked && q.matches(o.label, o.id) {
-				found = append(found, o)
-			}
-		}
-	}
-	if len(found) == 0 && q.Label != "" {
-		return t.paddedCandidates(q)
-	}
-	return found, nil
-}
-
-// paddedCandidates looks for keys whose label is padded with spaces, which no
-// template of the plain label matches: it reads the label of every key. Keys
-// that cannot be read are passed over.
-func (t token) paddedCandidates(q Query) ([]object, error) {
-	var found []object
-	for _, class := range keyClasses {
-		template := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class)}
-		if len(q.ID) > 0 {
-			template = append(template, attr(pkcs11.CKA_ID, q.ID))
-		}
-		handles, err := t.find(template...)
-		if err != nil {
-			return nil, err
-		}
-		for _, handle := range handles {
-			label, there, err := t.attribute(handle, pkcs11.CKA_LABEL)
-			if err != nil && !t.answers() {
-				return nil, err
-			}
-			if !there || trimLabel(string(label)) != trimLabel(q.Label) {
-				continue
-			}
-			o, asked, err := t.identify(handle, class)
-			if err != nil {
-				return nil, err
-			}
-			if asked && q.matches(o.label, o.id) {
-				found = append(found, o)
-			}
-		}
-	}
-	return found, nil
-}
-
-// related returns the objects of another class that belong to a key: those with
-// its id, else those with its label and no id of their own. A key without an id
-// has only its label to go by.
-func (t token) related(key object, class uint) ([]object, error) {
-	if len(key.id) > 0 {
-		found, err := t.relatedBy(class, attr(pkcs11.CKA_ID, key.id), func(o object) bool {
-			return bytes.Equal(o.id, key.id)
-		})
-		if err != nil || len(found) > 0 {
-			return found, err
-		}
-	}
-	if key.label == "" {
-		return nil, nil
-	}
-	return t.relatedBy(class, attr(pkcs11.CKA_LABEL, key.label), func(o object) bool {
-		return o.label == key.label && (len(o.id) == 0 || len(key.id) == 0)
-	})
-}
-
-func (t token) relatedBy(class uint, by *pkcs11.Attribute, belongs func(object) bool) ([]object, error) {
-	handles, err := t.find(attr(pkcs11.CKA_CLASS, class), by)
+// search returns the objects of a class that match a template.
+func (t token) search(class uint, by ...*pkcs11.Attribute) ([]object, error) {
+	handles, err := t.find(append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class)}, by...)...)
 	if err != nil {
 		return nil, err
 	}
 	var found []object
 	for _, handle := range handles {
 		o, asked, err := t.identify(handle, class)
-		if err != nil {
+		switch {
+		case err != nil && !t.answers():
 			return nil, err
-		}
-		if asked && belongs(o) {
+		case err != nil:
+			found = append(found, object{handle: handle, class: class, odd: err})
+		case asked:
 			found = append(found, o)
 		}
 	}
 	return found, nil
+}
+
+// matching returns the objects of some classes that a query matches. Among them are
+// those that the token finds by label or id and then does not let us read: nobody
+// knows what they are, so they may be what was meant.
+func (t token) matching(q Query, classes ...uint) ([]object, error) {
+	var byID, byLabel []*pkcs11.Attribute
+	if len(q.ID) > 0 {
+		byID = append(byID, attr(pkcs11.CKA_ID, q.ID))
+	}
+	if q.Label != "" {
+		byLabel = append(byLabel, attr(pkcs11.CKA_LABEL, q.Label))
+	}
+	found, err := t.matchingBy(append(byLabel, byID...), q, classes)
+	if err != nil || len(found) > 0 || q.Label == "" {
+		return found, err
+	}
+	// Perhaps the label is padded with spaces: no template of the plain one matches
+	// that, so every label is looked at.
+	return t.matchingBy(byID, q, classes)
+}
+
+func (t token) matchingBy(by []*pkcs11.Attribute, q Query, classes []uint) ([]object, error) {
+	var found []object
+	for _, class := range classes {
+		all, err := t.search(class, by...)
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range all {
+			if !o.readable() && len(by) > 0 || o.readable() && q.matches(o.label, o.id) {
+				found = append(found, o)
+			}
+		}
+	}
+	return found, nil
+}
+
+// candidates returns every private or secret key that a query matches.
+func (t token) candidates(q Query) ([]object, error) { return t.matching(q, keyClasses...) }
+
+// related returns the objects of another class that belong to a key: those with
+// its id, else those with its label and no id of their own. A key without an id
+// has only its label to go by, as it stands there: padding tells it from others.
+func (t token) related(key object, class uint) ([]object, error) {
+	var found []object
+	if len(key.id) > 0 {
+		var err error
+		found, err = t.matching(Query{ID: key.id}, class)
+		if err != nil || slices.ContainsFunc(found, object.readable) {
+			return found, err
+		}
+	}
+	if key.label == "" {
+		return found, nil
+	}
+	labelled, err := t.matching(Query{Label: key.stored}, class)
+	for _, o := range labelled {
+		if len(o.id) == 0 || len(key.id) == 0 {
+			found = append(found, o)
+		}
+	}
+	return found, err
 }
 
 // theOne returns the only key that a query matches, proven by looking at all.
@@ -224,7 +210,15 @@ func (t token) theOne(q Query) (object, error) {
 	case len(found) == 0:
 		return object{}, t.notFound(q)
 	case len(found) > 1:
-		return object{}, fmt.Errorf("%w: %d keys with %s on %s; tell them apart by id: %s", ErrAmbiguous, len(found), q, t.name, listIDs(found))
+		err := fmt.Errorf("%w: %d keys with %s on %s; tell them apart by id: %s", ErrAmbiguous, len(found), q, t.name, listIDs(found))
+		for _, o := range found {
+			if !o.readable() {
+				return object{}, fmt.Errorf("%w: %w", err, o.odd)
+			}
+		}
+		return object{}, err
+	case !found[0].readable():
+		return object{}, fmt.Errorf("the key with %s on %s cannot be read: %w", q, t.name, found[0].odd)
 	}
 	return found[0], nil
 }
@@ -234,7 +228,11 @@ func listIDs(found []object) string {
 	const most = 8
 	var ids []string
 	for _, o := range found[:min(len(found), most)] {
-		ids = append(ids, hex.EncodeToString(o.id))
+		id := hex.EncodeToString(o.id)
+		if !o.readable() {
+			id = "one that cannot be read"
+		}
+		ids = append(ids, id)
 	}
 	if len(found) > most {
 		ids = append(ids, "...")

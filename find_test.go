@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -108,6 +109,64 @@ func TestTwoKeysWithOneLabelAreAmbiguous(t *testing.T) {
 	mustFind(t, h, hsmkey.Query{ID: []byte{0x0a, 0x0b}})
 }
 
+// What cannot be read may be the key that was meant, so a label is not enough to
+// choose another one. A query that the token itself does not find it by is.
+func TestAKeyWithTheSameLabelThatCannotBeReadMakesTheLabelAmbiguous(t *testing.T) {
+	for _, code := range unreadables {
+		t.Run(pkcs11.Error(code).Error(), func(t *testing.T) {
+			ctx := context.Background()
+			test := testhsm.New(t)
+			testhsm.GenerateEC(t, test, "twin", "01")
+			testhsm.GenerateEC(t, test, "twin", "02")
+			testhsm.PKCS11Tool(t, test, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "padded   ", "--id", "03")
+			var on atomic.Bool
+			c := config(test)
+			c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module {
+				return while{odd{m}, &on, unreadable{odd{m}, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_ID, "\x02", code}}
+			}
+			c.Pool.DisableCache = true // each session finds the key for itself
+			h := open(t, c)
+			byBoth := mustFind(t, h, hsmkey.Query{Label: "twin", ID: []byte{1}})
+			on.Store(true)
+			_, err := h.Key(ctx, hsmkey.Query{Label: "twin"})
+			if !errors.Is(err, hsmkey.ErrAmbiguous) || !errors.Is(err, pkcs11.Error(code)) || !strings.Contains(err.Error(), "cannot be read") {
+				t.Errorf("Key = %v, want ErrAmbiguous that says why", err)
+			}
+			if err := h.Delete(ctx, hsmkey.Query{Label: "twin"}); !errors.Is(err, hsmkey.ErrAmbiguous) {
+				t.Errorf("Delete = %v, want ErrAmbiguous", err)
+			}
+			_, err = h.Key(ctx, hsmkey.Query{ID: []byte{2}})
+			if !errors.Is(err, pkcs11.Error(code)) || errors.Is(err, hsmkey.ErrKeyNotFound) {
+				t.Errorf("Key = %v, want %v", err, pkcs11.Error(code))
+			}
+			if _, err = h.Generate(ctx, "new", hsmkey.P256, []byte{2}); !errors.Is(err, hsmkey.ErrExists) {
+				t.Errorf("Generate = %v, want ErrExists", err)
+			}
+			mustFind(t, h, hsmkey.Query{ID: []byte{1}})
+			mustFind(t, h, hsmkey.Query{Label: "padded"})
+			signOnce(t, byBoth)
+		})
+	}
+}
+
+func TestAKeyInUseIsNotHiddenByAnotherOneThatCannotBeRead(t *testing.T) {
+	for _, code := range unreadables {
+		t.Run(pkcs11.Error(code).Error(), func(t *testing.T) {
+			test := testhsm.New(t)
+			c := config(test)
+			c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module {
+				return unreadable{odd{m}, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_ID, "\x02", code}
+			}
+			c.Pool.DisableCache = true // each session finds the key for itself
+			h := open(t, c)
+			key := generate(t, h, "twin", hsmkey.P256)
+			key = mustFind(t, h, hsmkey.Query{Label: key.Label()})
+			testhsm.GenerateEC(t, test, "twin", "02")
+			signOnce(t, key) // it is proven by its public key
+		})
+	}
+}
+
 func TestASecretAndAPrivateKeyWithOneLabelAreAmbiguous(t *testing.T) {
 	h := newHSM(t)
 	generate(t, h, "twin", hsmkey.P256)
@@ -168,6 +227,40 @@ func TestALabelPaddedWithSpacesIsFound(t *testing.T) {
 	}
 	if n := objects(t, h); n != 2 {
 		t.Errorf("%d objects left, want the two of the other key", n)
+	}
+}
+
+func TestAKeyWithAPaddedLabelAndNoIDFindsItsPublicKey(t *testing.T) {
+	test := testhsm.New(t)
+	// Another pair, whose label is the same but for the padding.
+	for _, label := range []string{"pad", "pad     "} {
+		testhsm.PKCS11Tool(t, test, "--keypairgen", "--key-type", "EC:prime256v1", "--label", label)
+	}
+	h := open(t, config(test))
+	mustFind(t, h, hsmkey.Query{Label: "pad"})
+	mustFind(t, h, hsmkey.Query{Label: "pad     "})
+	remove(t, h, pkcs11.NewAttribute(pkcs11.CKA_LABEL, "pad"))
+	mustFind(t, h, hsmkey.Query{Label: "pad"})
+	for _, info := range listing(t, h) {
+		signOnce(t, info.Key)
+	}
+	// A public key that is padded otherwise.
+	do(t, h, func(m sessionpool.Module, session pkcs11.SessionHandle) error {
+		both := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)}
+		_, _, err := m.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
+			append(slices.Clone(both), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "half  "),
+				pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07})),
+			append(slices.Clone(both), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "half"), pkcs11.NewAttribute(pkcs11.CKA_SIGN, true)))
+		return err
+	})
+	mustFind(t, h, hsmkey.Query{Label: "half"})
+	for _, label := range []string{"pad", "half"} {
+		if err := h.Delete(context.Background(), hsmkey.Query{Label: label}); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := objects(t, h); n != 0 {
+		t.Errorf("%d objects left, want none", n)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 // is the CKA_ID of both halves; nil gives 16 random bytes.
 //
 // The error matches ErrExists if a private or secret key has this label or id
-// already, ErrUnsupported if the token does not make keys of this type,
+// already, or got it from another process meanwhile; ErrUnsupported if the token does not make keys of this type,
 // ErrInvalid if label or type cannot be used. An error leaves nothing behind.
 // Generation is never repeated on another session. With balance lists it is
 // ErrUnsupported: it would make a key on one HSM of many.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -243,6 +244,92 @@ func TestTwoGenerationsOfOneLabelAtOnceMakeOneKey(t *testing.T) {
 		t.Errorf("%d keys were made", made)
 	}
 	mustFind(t, h, hsmkey.Query{Label: "key"})
+}
+
+// rival is a module on which somebody else makes a key while one is made.
+type rival struct {
+	odd
+	meanwhile func(sessionpool.Module, pkcs11.SessionHandle)
+}
+
+func (o rival) GenerateKeyPair(h pkcs11.SessionHandle, m []*pkcs11.Mechanism, public, private []*pkcs11.Attribute) (pkcs11.ObjectHandle, pkcs11.ObjectHandle, error) {
+	o.meanwhile(o.Module, h)
+	return o.Module.GenerateKeyPair(h, m, public, private)
+}
+
+func (o rival) GenerateKey(h pkcs11.SessionHandle, m []*pkcs11.Mechanism, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	o.meanwhile(o.Module, h)
+	return o.Module.GenerateKey(h, m, template)
+}
+
+func (o rival) CreateObject(h pkcs11.SessionHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	o.meanwhile(o.Module, h)
+	return o.Module.CreateObject(h, template)
+}
+
+func TestAKeyIsRemovedAgainIfSomebodyElseMadeOneOfItsNameMeanwhile(t *testing.T) {
+	ctx, secret := context.Background(), bytes.Repeat([]byte{1}, 32)
+	id := []byte{1, 2, 3}
+	makers := map[string]func(*hsmkey.HSM) error{
+		"generating a pair": func(h *hsmkey.HSM) error {
+			_, err := h.Generate(ctx, "key", hsmkey.P256, id)
+			return err
+		},
+		"generating a secret": func(h *hsmkey.HSM) error {
+			_, err := h.Generate(ctx, "key", hsmkey.HMAC256, id)
+			return err
+		},
+		"importing a pair": func(h *hsmkey.HSM) error {
+			_, err := h.Import(ctx, "key", newKeys(t)[hsmkey.P256], id)
+			return err
+		},
+		"importing a secret": func(h *hsmkey.HSM) error {
+			_, err := h.Import(ctx, "key", secret, id)
+			return err
+		},
+	}
+	rivals := map[string]hsmkey.Query{
+		"the same label":        {Label: "key", ID: []byte{9}},
+		"the same id":           {Label: "other", ID: id},
+		"the same label and id": {Label: "key", ID: id},
+	}
+	for what, attempt := range makers {
+		for name, query := range rivals {
+			t.Run(what+" with "+name, func(t *testing.T) {
+				var once sync.Once
+				h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+					return rival{odd{m}, func(m sessionpool.Module, session pkcs11.SessionHandle) {
+						once.Do(func() {
+							if _, err := m.CreateObject(session, []*pkcs11.Attribute{
+								pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+								pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+								pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+								pkcs11.NewAttribute(pkcs11.CKA_SIGN, true),
+								pkcs11.NewAttribute(pkcs11.CKA_LABEL, query.Label),
+								pkcs11.NewAttribute(pkcs11.CKA_ID, query.ID),
+								pkcs11.NewAttribute(pkcs11.CKA_VALUE, bytes.Repeat([]byte{2}, 32)),
+							}); err != nil {
+								t.Error(err)
+							}
+						})
+					}}
+				})
+				if err := attempt(h); !errors.Is(err, hsmkey.ErrExists) || errors.Is(err, hsmkey.ErrSession) {
+					t.Errorf("%v, want ErrExists", err)
+				}
+				if n := objects(t, h); n != 1 {
+					t.Errorf("%d objects are left, want the other key", n)
+				}
+				mustFind(t, h, query)
+				if err := h.Delete(ctx, query); err != nil {
+					t.Fatal(err)
+				}
+				if err := attempt(h); err != nil {
+					t.Errorf("now that the name is free: %v", err)
+				}
+			})
+		}
+	}
 }
 
 func TestAnEmptyIDIsReplacedByARandomOne(t *testing.T) {

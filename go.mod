@@ -17,7 +17,7 @@ require (
 )
 
 require (
-	github.com/ThalesGroup/crypto11 v1.5.0
+	github.com/ThalesGroup/crypto11 v1.6.2
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/rogpeppe/go-internal v1.16.0

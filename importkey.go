@@ -25,7 +25,7 @@ import (
 // returns.
 //
 // The error matches ErrExists if a private or secret key has this label or id
-// already, ErrUnsupported if the key is of another kind or the token does not
+// already, or got it from another process meanwhile; ErrUnsupported if the key is of another kind or the token does not
 // take it, ErrInvalid if the key is broken. An error leaves nothing behind.
 // Import is never repeated on another session.
 //

@@ -54,17 +54,14 @@ func ListKeys(ctx context.Context, source sessionpool.Source) ([]KeyInfo, error)
 func (t token) list(source sessionpool.Source) ([]KeyInfo, error) {
 	var keys []KeyInfo
 	for _, class := range keyClasses {
-		handles, err := t.find(attr(pkcs11.CKA_CLASS, class))
+		objects, err := t.search(class)
 		if err != nil {
 			return nil, err
 		}
-		for _, handle := range handles {
-			o, asked, err := t.identify(handle, class)
-			if err == nil && !asked {
-				continue
-			}
+		for _, o := range objects {
 			info := KeyInfo{Label: o.label, ID: o.id}
 			var k *material
+			err := o.odd
 			if err == nil {
 				k, err = t.describe(o, Query{Label: o.label, ID: o.id})
 			}

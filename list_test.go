@@ -133,14 +133,20 @@ func TestOneOddKeyDoesNotHideTheOthers(t *testing.T) {
 	}
 }
 
+// unreadables are what a module may answer when asked for an object that it lists
+// and does not let anybody read.
+var unreadables = []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_OBJECT_HANDLE_INVALID, 0x80000001}
+
 func TestAnObjectThatCannotBeReadDoesNotHideTheOthers(t *testing.T) {
-	for _, code := range []uint{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, 0x80000001} {
+	for _, code := range append(unreadables, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
 		t.Run(pkcs11.Error(code).Error(), func(t *testing.T) {
 			test := testhsm.New(t)
 			testhsm.GenerateEC(t, test, "good", "01")
 			testhsm.GenerateEC(t, test, "bad", "02")
 			c := config(test)
-			c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module { return unreadable{odd{m}, []byte{2}, code} }
+			c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module {
+				return unreadable{odd{m}, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKA_ID, "\x02", code}
+			}
 			h := open(t, c)
 			keys, err := h.Keys(context.Background())
 			if err != nil {

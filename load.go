@@ -206,6 +206,10 @@ func (t token) locate(k *material) (*located, error) {
 	var same []object
 	var odd error
 	for _, o := range found {
+		if !o.readable() {
+			odd = o.odd
+			continue
+		}
 		ok, err := t.is(k, o)
 		if err != nil {
 			odd = err

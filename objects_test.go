@@ -25,6 +25,16 @@ func do(tb testing.TB, h *hsmkey.HSM, fn func(sessionpool.Module, pkcs11.Session
 	}
 }
 
+// stats is what the pool of an HSM counts.
+func stats(tb testing.TB, h *hsmkey.HSM) sessionpool.Stats {
+	tb.Helper()
+	pool, ok := h.Source().(*sessionpool.Pool)
+	if !ok {
+		tb.Fatalf("the source is a %T", h.Source())
+	}
+	return pool.Stats()
+}
+
 // find returns the objects that match a template.
 func find(m sessionpool.Module, session pkcs11.SessionHandle, template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
 	if err := m.FindObjectsInit(session, template); err != nil {

@@ -81,18 +81,20 @@ func (o answers) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectH
 	return got, nil
 }
 
-// unreadable fails each attempt to read anything of the private key with an id.
+// unreadable fails each attempt to read anything of the objects of a class that have
+// a value in one attribute.
 type unreadable struct {
 	odd
-	id   []byte
-	code uint
+	class, attribute uint
+	value            string
+	code             uint
 }
 
 func (o unreadable) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
 	got, err := o.Module.GetAttributeValue(h, object, []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, nil), pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
-	private := pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY).Value
-	if err == nil && slices.Equal(got[0].Value, private) && slices.Equal(got[1].Value, o.id) {
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, nil), pkcs11.NewAttribute(o.attribute, nil)})
+	class := pkcs11.NewAttribute(pkcs11.CKA_CLASS, o.class).Value
+	if err == nil && slices.Equal(got[0].Value, class) && string(got[1].Value) == o.value {
 		return nil, pkcs11.Error(o.code)
 	}
 	return o.Module.GetAttributeValue(h, object, a)
@@ -149,6 +151,20 @@ type oneAttribute struct{ odd }
 func (o oneAttribute) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
 	if len(a) > 1 {
 		return nil, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)
+	}
+	return o.Module.GetAttributeValue(h, object, a)
+}
+
+// while reads attributes another way for as long as it is on.
+type while struct {
+	odd
+	on  *atomic.Bool
+	way sessionpool.Module
+}
+
+func (o while) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
+	if o.on.Load() {
+		return o.way.GetAttributeValue(h, object, a)
 	}
 	return o.Module.GetAttributeValue(h, object, a)
 }

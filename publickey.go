@@ -54,7 +54,10 @@ func choosePublic(key object, objects []object, read func(object) (crypto.Public
 	var all, labelled []crypto.PublicKey
 	var odd error
 	for _, o := range objects {
-		public, err := read(o)
+		public, err := crypto.PublicKey(nil), o.odd
+		if err == nil {
+			public, err = read(o)
+		}
 		if err != nil {
 			odd = cmp.Or(odd, err)
 			continue

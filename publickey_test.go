@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -11,12 +12,14 @@ import (
 	"errors"
 	"math/big"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsmkey/hsmkey"
+	"github.com/hsmkey/hsmkey/internal/fault"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
@@ -87,6 +90,85 @@ func TestAnECKeyWithoutAnyPublicKeyIsNotFoundAndSaysWhy(t *testing.T) {
 	_, err := h.Key(context.Background(), hsmkey.Query{Label: "ec"})
 	if !errors.Is(err, hsmkey.ErrKeyNotFound) || !strings.Contains(err.Error(), "public key") {
 		t.Errorf("Key = %v, want ErrKeyNotFound that speaks of the public key", err)
+	}
+}
+
+// createPublic puts the public-key object of an EC key onto the token.
+func createPublic(tb testing.TB, h *hsmkey.HSM, key *ecdsa.PublicKey, label, id string) {
+	tb.Helper()
+	bare, err := key.Bytes()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	point, err := asn1.Marshal(bare)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	create(tb, h, label, id,
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
+		pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}),
+		pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, point))
+}
+
+func TestAPublicObjectThatCannotBeReadDoesNotHideTheKey(t *testing.T) {
+	for _, code := range unreadables {
+		t.Run(pkcs11.Error(code).Error(), func(t *testing.T) {
+			injector := fault.New()
+			h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+				return unreadable{odd{injector.Wrap(m)}, pkcs11.CKO_PUBLIC_KEY, pkcs11.CKA_LABEL, "odd", code}
+			})
+			other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Whichever the token yields first.
+			createPublic(t, h, &other.PublicKey, "odd", "\x01")
+			made, err := h.Generate(context.Background(), "key", hsmkey.P256, []byte{1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			createPublic(t, h, &other.PublicKey, "odd", "\x01")
+			before := stats(t, h)
+			for range 5 {
+				if found := mustFind(t, h, hsmkey.Query{Label: "key"}); !samePublic(found.Public(), made.Public()) {
+					t.Fatal("another public key")
+				}
+			}
+			if now := stats(t, h); now.ClosedLost != before.ClosedLost || injector.Calls("C_Initialize") != 1 {
+				t.Errorf("%d sessions were lost and the module was initialised %d times for the object's sake",
+					now.ClosedLost-before.ClosedLost, injector.Calls("C_Initialize"))
+			}
+			// The public key may be found by its label only.
+			remove(t, h, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "key"))
+			createPublic(t, h, made.Public().(*ecdsa.PublicKey), "key", "") //nolint:errcheck // a P-256 key
+			mustFind(t, h, hsmkey.Query{Label: "key"})
+			err = h.Delete(context.Background(), hsmkey.Query{Label: "key"})
+			if !errors.Is(err, pkcs11.Error(code)) || !strings.Contains(err.Error(), "is deleted") {
+				t.Errorf("Delete = %v, want an error that tells of the object that stays", err)
+			}
+			if n := objects(t, h); n != 2 {
+				t.Errorf("%d objects are left, want the two that cannot be read", n)
+			}
+		})
+	}
+}
+
+func TestAPublicKeyThatCannotBeReadIsNotAMissingOne(t *testing.T) {
+	for _, code := range unreadables {
+		var on atomic.Bool
+		h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+			return while{odd{m}, &on, unreadable{odd{m}, pkcs11.CKO_PUBLIC_KEY, pkcs11.CKA_LABEL, "key", code}}
+		})
+		generate(t, h, "key", hsmkey.P256)
+		on.Store(true)
+		_, err := h.Key(context.Background(), hsmkey.Query{Label: "key"})
+		if !errors.Is(err, pkcs11.Error(code)) || errors.Is(err, hsmkey.ErrKeyNotFound) {
+			t.Errorf("Key = %v, want %v", err, pkcs11.Error(code))
+		}
+		if err := h.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

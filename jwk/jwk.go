@@ -21,6 +21,8 @@ import (
 // where only a public key may be. The error never contains the key.
 var ErrPrivate = errors.New("private key where a public key is expected")
 
+var errNoKey = fmt.Errorf("%w: there is no key", hsmkey.ErrConfig)
+
 // Values of the "use" and "key_ops" members of signing keys (RFC 7517, sections
 // 4.2 and 4.3).
 const (
@@ -61,7 +63,7 @@ func WithAlgorithm(alg hsmkey.Algorithm) Option {
 // algorithm that the key cannot do.
 func Public(key *hsmkey.HSMJWK, opts ...Option) (Key, error) {
 	if key == nil {
-		return Key{}, fmt.Errorf("%w: there is no key", hsmkey.ErrConfig)
+		return Key{}, errNoKey
 	}
 	pub := key.Public()
 	if pub == nil {

@@ -210,6 +210,9 @@ func TestKeysThatJOSECannotUseAreRefused(t *testing.T) {
 	if _, err := jwk.Public(nil); !errors.Is(err, hsmkey.ErrConfig) {
 		t.Errorf("Public(nil) = %v, want ErrConfig", err)
 	}
+	if _, err := jwk.KeyID(nil); !errors.Is(err, hsmkey.ErrConfig) {
+		t.Errorf("KeyID(nil) = %v, want ErrConfig", err)
+	}
 }
 
 func TestAJWKIsReadAsItWasWritten(t *testing.T) {

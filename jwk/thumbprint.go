@@ -29,8 +29,12 @@ func Thumbprint(pub crypto.PublicKey) (string, error) {
 
 // KeyID returns the default kid of a key on the HSM: its thumbprint. An HMAC key
 // has none, because its secret cannot be read; its kid is its CKA_ID in
-// hexadecimal digits or, if it has no id, its label.
+// hexadecimal digits or, if it has no id, its label. A nil key is
+// [hsmkey.ErrConfig].
 func KeyID(key *hsmkey.HSMJWK) (string, error) {
+	if key == nil {
+		return "", errNoKey
+	}
 	if pub := key.Public(); pub != nil {
 		return Thumbprint(pub)
 	}

@@ -21,6 +21,7 @@ type guard struct {
 	epoch      *atomic.Uint64 // the token's
 	login      uint64         // the epoch in which the present search began
 	open       bool           // a run is going on
+	run        work           // what it does
 	reached    bool           // a call of this run succeeded
 	failed     error          // the worst failure of this run
 	started    atomic.Int64   // when the present call began (clock), 0: none
@@ -33,12 +34,14 @@ var clockBase = time.Now()
 // clock is a monotonic time that is never 0.
 func clock() int64 { return int64(time.Since(clockBase)) + 1 }
 
-func (g *guard) beginRun() { g.open, g.reached, g.failed = true, false, nil }
-func (g *guard) endRun()   { g.open = false }
+func (g *guard) beginRun(w work) { g.run, g.open, g.reached, g.failed = w, true, false, nil }
+func (g *guard) endRun()         { g.run, g.open = work{}, false }
+
+var errEnded = fail(ErrClosed, nil, "the Module of Session.Do was used after the function returned")
 
 func (g *guard) enter() (Module, error) {
 	if !g.open {
-		return nil, fail(ErrClosed, nil, "the Module of Session.Do was used after the function returned")
+		return nil, errEnded
 	}
 	if err := g.instance.enterFor(g.generation); err != nil {
 		g.note(err)
@@ -95,13 +98,16 @@ func (g *guard) OpenSession(uint, uint) (pkcs11.SessionHandle, error) {
 	return 0, refuse("C_OpenSession")
 }
 
-// Login lets the context-specific login of CKA_ALWAYS_AUTHENTICATE through; the
-// user's login is the pool's, where wrong PINs are counted.
+// Login is for the context-specific login of CKA_ALWAYS_AUTHENTICATE; the user's
+// login is the pool's own. Both cost one attempt where the PIN is wrong.
 func (g *guard) Login(h pkcs11.SessionHandle, userType uint, pin string) error {
 	if userType != pkcs11.CKU_CONTEXT_SPECIFIC {
 		return refuse("C_Login other than CKU_CONTEXT_SPECIFIC")
 	}
-	return g.do(func(m Module) error { return m.Login(h, userType, pin) })
+	if !g.open {
+		return errEnded
+	}
+	return g.run.pool.authorise(g.run.ctx, g, h, pin)
 }
 
 func (g *guard) GetInfo() (pkcs11.Info, error) {

@@ -55,13 +55,6 @@ func (p *Pool) pinGuard() *PINGuard {
 // needsLogin reports whether user sessions on the token are logged in at all.
 func (t *Token) needsLogin() bool { return t.Info().Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 }
 
-// accepted reports whether the token itself accepted a PIN.
-func (l *login) accepted(d digest) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.verified && l.pin == d
-}
-
 // loginLost notes that the application is no longer logged in.
 func (t *Token) loginLost() {
 	t.login.mu.Lock()
@@ -231,15 +224,11 @@ func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (sessio
 	return anchor, false, nil
 }
 
-// errNotJudged is the verdict on a PIN that was not sent.
-var errNotJudged = errors.New("not judged")
-
-// admit waits for a login that tries a PIN on another token, no longer than that
-// may take.
+// admit waits for another login that sends a PIN, no longer than that may take.
 func (p *Pool) admit(ctx context.Context, d digest) (verdict func(error), err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.OpTimeout, &slowError{p.cfg.OpTimeout})
 	defer cancel()
-	return p.pinGuard().admit(ctx, d)
+	return p.pinGuard().admit(ctx, d, p.token.name, p.cfg.OpTimeout)
 }
 
 // sendPIN is the only place that logs a user in.
@@ -252,25 +241,41 @@ func (t *Token) sendPIN(ctx context.Context, p *Pool, on *physical, pin string, 
 	// The verdict is given on the session's goroutine, also when C_Login comes
 	// back so late that nobody waits for it any more.
 	err, left := on.call(ctx, p.cfg.OpTimeout, work{step: func() error {
-		if err := refusePIN(&on.guard, slot); err != nil {
-			verdict(errNotJudged)
+		err := refusePIN(&on.guard, slot)
+		if err != nil {
+			verdict(err)
 			return err
 		}
 		// Before the login, not after: a search that began before it must not
 		// end without noticing.
 		t.epoch.Add(1)
-		err := on.guard.do(func(m Module) error { return m.Login(on.handle, pkcs11.CKU_USER, pin) })
-		if err != nil && !rejectsPIN(err) {
-			verdict(errNotJudged)
-		} else {
-			verdict(err)
-		}
+		err = on.guard.do(func(m Module) error { return m.Login(on.handle, pkcs11.CKU_USER, pin) })
+		verdict(err)
 		return t.loginOutcome(p, d, err)
 	}})
 	if err != nil && !left && classify(err) >= sessionBroken {
 		t.unfit(p, on, err)
 	}
 	return err
+}
+
+// authorise is the login that a key wants before a signature, on the goroutine of
+// its session. The token counts wrong PINs of such logins as well.
+func (p *Pool) authorise(ctx context.Context, g *guard, h pkcs11.SessionHandle, pin string) error {
+	if pin == "" {
+		return errEmptyPIN
+	}
+	verdict, err := p.admit(ctx, digestOf(pin))
+	if err != nil {
+		return err
+	}
+	if err := refusePIN(g, p.token.Info().Slot); err != nil {
+		verdict(err)
+		return err
+	}
+	err = g.do(func(m Module) error { return m.Login(h, pkcs11.CKU_CONTEXT_SPECIFIC, pin) })
+	verdict(err)
+	return p.token.loginError(err)
 }
 
 // unfit sorts out a session through which no login went.
@@ -317,16 +322,8 @@ func (t *Token) loginOutcome(p *Pool, d digest, err error) error {
 		}
 	case isCode(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED):
 		// There is no login.
-	case isCode(err, pkcs11.CKR_PIN_LOCKED):
-		return fail(ErrPIN, err, "%s: the user PIN is locked; the security officer has to set a new one", t.name)
-	case isCode(err, pkcs11.CKR_PIN_EXPIRED):
-		return fail(ErrPIN, err, "%s: the user PIN has expired; set a new one", t.name)
-	case rejectsPIN(err):
-		return fail(ErrPIN, err, "%s rejected the PIN (it is not tried again; correct the PIN before the token locks)", t.name)
-	case classify(err).sessionFault():
-		return fail(ErrSession, err, "%s: the login failed", t.name)
 	default:
-		return fail(ErrPIN, err, "%s: the login failed", t.name)
+		return t.loginError(err)
 	}
 	l.mu.Lock()
 	l.done.Store(true)
@@ -336,6 +333,23 @@ func (t *Token) loginOutcome(p *Pool, d digest, err error) error {
 	t.counts.logins.Add(1)
 	t.emit(Event{Kind: LoggedIn})
 	return nil
+}
+
+// loginError says why C_Login failed, if it did.
+func (t *Token) loginError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case isCode(err, pkcs11.CKR_PIN_LOCKED):
+		return fail(ErrPIN, err, "%s: the user PIN is locked; the security officer has to set a new one", t.name)
+	case isCode(err, pkcs11.CKR_PIN_EXPIRED):
+		return fail(ErrPIN, err, "%s: the user PIN has expired; set a new one", t.name)
+	case rejectsPIN(err):
+		return fail(ErrPIN, err, "%s rejected the PIN (it is not tried again; correct the PIN before the token locks)", t.name)
+	case classify(err).sessionFault():
+		return fail(ErrSession, err, "%s: the login failed", t.name)
+	}
+	return fail(ErrPIN, err, "%s: the login failed", t.name)
 }
 
 // confirm ends a doubt.

@@ -54,10 +54,12 @@ const (
 // orphaned reports whether a caller has left the session.
 func (p *physical) orphaned() bool { return p.state.Load() >= stateOrphan }
 
-// work is what the goroutine is asked to do: a caller's function, or a step of
-// the pool's own.
+// work is what the goroutine is asked to do: a caller's function, with his pool and
+// his context, or a step of the pool's own.
 type work struct {
 	fn   func(Module, pkcs11.SessionHandle) error
+	pool *Pool
+	ctx  context.Context
 	step func() error
 }
 
@@ -100,7 +102,7 @@ func (p *physical) deliver(r result) bool {
 		return true
 	}
 	if p.handle != 0 && !p.replaced.Load() && !gone(p.guard.failed) {
-		p.guard.beginRun()
+		p.guard.beginRun(work{})
 		_ = p.closeHandle() // nobody is left to be told
 		p.guard.endRun()
 	}
@@ -113,7 +115,7 @@ func (p *physical) deliver(r result) bool {
 // perform runs the work, and catches whatever way it ends.
 func (p *physical) perform(w work) (r result) {
 	r.exited = true
-	p.guard.beginRun()
+	p.guard.beginRun(w)
 	defer func() {
 		p.guard.endRun()
 		if !r.exited {
@@ -148,7 +150,7 @@ func (p *physical) make(w work) error {
 // not come back: the session is an orphan and no longer the caller's.
 func (p *physical) call(ctx context.Context, timeout time.Duration, w work) (err error, left bool) { //nolint:revive // the error describes the outcome, left who owns the session
 	if p.direct {
-		p.guard.beginRun()
+		p.guard.beginRun(w)
 		defer p.guard.endRun()
 		return p.make(w), false
 	}

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 )
 
 // PINSource yields the user PIN each time a login is due. An error, or an empty
@@ -57,6 +58,8 @@ func readPINFile(path string) ([]byte, error) {
 	return data, err
 }
 
+var errEmptyPIN = fail(ErrPIN, nil, "the PIN is empty; it was not sent")
+
 // readPIN asks a source and refuses what must not reach a token.
 func readPIN(ctx context.Context, source PINSource) (string, error) {
 	pin, err := ask(ctx, source)
@@ -67,7 +70,7 @@ func readPIN(ctx context.Context, source PINSource) (string, error) {
 		return "", fail(ErrPIN, err, "the PIN cannot be had")
 	}
 	if pin == "" {
-		return "", fail(ErrPIN, nil, "the PIN is empty; it was not sent")
+		return "", errEmptyPIN
 	}
 	return pin, nil
 }
@@ -98,37 +101,63 @@ func digestOf(pin string) digest {
 }
 
 // PINGuard makes a wrong PIN cost one attempt: what one token rejected is not
-// sent again by any pool that shares the guard, and a PIN that no token has
-// accepted yet is tried by one login at a time. The zero value is ready; it is
-// safe for concurrent use.
+// sent again by any pool that shares the guard. So that two do not find out at
+// once, PINs are sent to an HSM one after the other, and one that no token has
+// accepted yet to one HSM at a time. The zero value is ready; it is safe for
+// concurrent use.
 type PINGuard struct {
 	mu       sync.Mutex
 	rejected map[digest]error
 	accepted map[digest]bool
-	trying   chan struct{} // closed when the login that tries an unproven PIN ends
+	sending  map[string]chan struct{} // by HSM; closed when the next PIN may be sent there
 }
 
-// admit asks to send a PIN. It returns the function that takes the verdict: nil
-// when the token accepted the PIN, the error of the token that rejected it, or
-// anything else when the PIN was not judged.
-func (g *PINGuard) admit(ctx context.Context, pin digest) (func(error), error) {
+// anyHSM stands for all of them where a PIN is sent that may be wrong everywhere.
+const anyHSM = ""
+
+// refused says why a PIN is not sent at all.
+func (g *PINGuard) refused(pin digest) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.refusal(pin)
+}
+
+// refusal is refused for who holds mu.
+func (g *PINGuard) refusal(pin digest) error {
+	if cause := g.rejected[pin]; cause != nil {
+		return fail(ErrPIN, cause, "this PIN was rejected before and is not sent again; correct the PIN first")
+	}
+	return nil
+}
+
+// admit asks to send a PIN to an HSM. It returns the function that takes the
+// verdict: nil when the token accepted the PIN, the error of the token that
+// rejected it, or anything else when the PIN was not judged. A login with a proven
+// PIN that lasts longer than a call may holds nobody else for longer: its verdict
+// may never come.
+func (g *PINGuard) admit(ctx context.Context, pin digest, hsm string, opTimeout time.Duration) (func(error), error) {
 	for {
 		g.mu.Lock()
-		if cause := g.rejected[pin]; cause != nil {
+		if err := g.refusal(pin); err != nil {
 			g.mu.Unlock()
-			return nil, fail(ErrPIN, cause, "this PIN was rejected before and is not sent again; correct the PIN first")
+			return nil, err
 		}
-		if g.accepted[pin] {
+		proven, at := g.accepted[pin], hsm
+		if !proven {
+			at = anyHSM
+		}
+		other := g.sending[at]
+		if other == nil {
+			next := g.begin(at)
 			g.mu.Unlock()
-			return func(verdict error) { g.judge(pin, verdict, nil) }, nil
+			if proven {
+				next = after(opTimeout, next)
+			}
+			return func(verdict error) {
+				g.judge(pin, verdict)
+				next()
+			}, nil
 		}
-		if g.trying == nil {
-			done := make(chan struct{})
-			g.trying = done
-			g.mu.Unlock()
-			return func(verdict error) { g.judge(pin, verdict, done) }, nil
-		}
-		other := g.trying
 		g.mu.Unlock()
 		select {
 		case <-other:
@@ -138,7 +167,33 @@ func (g *PINGuard) admit(ctx context.Context, pin digest) (func(error), error) {
 	}
 }
 
-func (g *PINGuard) judge(pin digest, verdict error, trying chan struct{}) {
+// begin takes the turn to send a PIN, and returns what lets the next one have it.
+// The caller holds mu.
+func (g *PINGuard) begin(hsm string) (next func()) {
+	done := make(chan struct{})
+	if g.sending == nil {
+		g.sending = make(map[string]chan struct{})
+	}
+	g.sending[hsm] = done
+	return sync.OnceFunc(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.sending, hsm)
+		close(done)
+	})
+}
+
+// after has step run when its time has come, or earlier: when the returned function
+// is called. Step must bear both.
+func after(d time.Duration, step func()) func() {
+	timer := time.AfterFunc(d, step)
+	return func() {
+		timer.Stop()
+		step()
+	}
+}
+
+func (g *PINGuard) judge(pin digest, verdict error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -153,10 +208,6 @@ func (g *PINGuard) judge(pin digest, verdict error, trying chan struct{}) {
 		}
 		g.rejected[pin] = verdict
 		delete(g.accepted, pin)
-	}
-	if trying != nil {
-		g.trying = nil
-		close(trying)
 	}
 }
 

@@ -160,6 +160,22 @@ func TestAPINThatCannotBeHadIsNotSent(t *testing.T) {
 	}
 }
 
+func TestAnEmptyPINIsNotSentBeforeASignatureEither(t *testing.T) {
+	h := newHSM(t)
+	s := acquire(t, h.pool(t))
+	defer s.Release()
+	before := h.fault.Calls("C_Login")
+	err := s.Do(context.Background(), func(m sessionpool.Module, sh pkcs11.SessionHandle) error {
+		return m.Login(sh, pkcs11.CKU_CONTEXT_SPECIFIC, "")
+	})
+	if !errors.Is(err, sessionpool.ErrPIN) {
+		t.Errorf("got %v, want ErrPIN", err)
+	}
+	if n := h.fault.Calls("C_Login") - before; n != 0 {
+		t.Errorf("C_Login was called %d times, want never", n)
+	}
+}
+
 func TestASecondPoolWithAnotherPINIsRefusedWithoutALogin(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t)

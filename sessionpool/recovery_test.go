@@ -173,6 +173,36 @@ func TestEachClassOfFailureHasItsConsequence(t *testing.T) {
 	}
 }
 
+func TestAFailureThatTheFunctionDoesWithoutCostsASessionOnlyIfThatDoesNotAnswer(t *testing.T) {
+	h := newHSM(t)
+	p := h.pool(t)
+	pub := makeKey(t, p, "key")
+	s := acquire(t, p)
+	defer s.Release()
+	mustSign(t, s, pub, "key")
+	for _, code := range []uint{pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_OBJECT_HANDLE_INVALID} {
+		for _, answers := range []bool{true, false} {
+			before := p.Stats().ClosedLost
+			if err := s.Do(context.Background(), func(m sessionpool.Module, sh pkcs11.SessionHandle) error {
+				h.fault.Fail("C_GetAttributeValue", 1, code)
+				if _, err := m.GetAttributeValue(sh, 1, nil); err == nil {
+					t.Error("the fault did not come")
+				}
+				if !answers {
+					h.fault.Fail("C_GetSessionInfo", 1, pkcs11.CKR_DEVICE_ERROR)
+				}
+				return nil
+			}); err != nil {
+				t.Errorf("%v: %v", pkcs11.Error(code), err)
+			}
+			mustSign(t, s, pub, "key")
+			if lost := p.Stats().ClosedLost - before; (lost == 0) != answers {
+				t.Errorf("%v: %d sessions were lost, the session answers: %v", pkcs11.Error(code), lost, answers)
+			}
+		}
+	}
+}
+
 func TestASessionThatFailedDoesNotGoBackToTheCache(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t)

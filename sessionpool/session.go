@@ -71,7 +71,7 @@ func (s *Session) Do(ctx context.Context, fn func(Module, pkcs11.SessionHandle) 
 		}
 		p := s.physical
 		p.broken = true // unless fn returns: a panic may leave an operation active
-		err, left := p.call(ctx, s.pool.cfg.OpTimeout, work{fn: fn})
+		err, left := p.call(ctx, s.pool.cfg.OpTimeout, work{fn: fn, pool: s.pool, ctx: ctx})
 		p.broken = false
 		if left {
 			s.lost = true
@@ -144,7 +144,10 @@ func (s *Session) judge(ctx context.Context, err error, last bool) (again bool, 
 		return false, err
 	}
 	if c.doubtful() {
-		c = s.probe(ctx, c)
+		var fine bool
+		if c, fine = s.probe(ctx, c); fine && err == nil {
+			return false, nil // an object's own trouble, without which the function did
+		}
 	}
 	switch c {
 	case staleHandle:
@@ -177,8 +180,9 @@ func (s *Session) judge(ctx context.Context, err error, last bool) (again bool, 
 	return false, fail(ErrSession, err, "%s: the session was lost", t.name)
 }
 
-// probe asks the session what a code that may mean several things meant.
-func (s *Session) probe(ctx context.Context, c class) class {
+// probe asks the session what a code that may mean several things meant. If it is
+// fine, the code stands for itself.
+func (s *Session) probe(ctx context.Context, c class) (_ class, fine bool) {
 	p, in := s.physical, false
 	err, left := p.call(ctx, s.pool.cfg.OpTimeout, work{step: func() (err error) {
 		in, err = p.loggedIn()
@@ -187,14 +191,14 @@ func (s *Session) probe(ctx context.Context, c class) class {
 	switch {
 	case left:
 		s.lost = true
-		return max(c, sessionBroken)
+		return max(c, sessionBroken), false
 	case err != nil:
 		p.open = p.open && !gone(err)
-		return max(classify(err), sessionBroken)
+		return max(classify(err), sessionBroken), false
 	case !in && !p.kind.public() && s.pool.token.needsLogin():
-		return loginLost
+		return loginLost, false
 	}
-	return c
+	return c, true
 }
 
 // finish ends a turn, and gives the session back if it was released meanwhile.
@@ -287,9 +291,9 @@ func (s *Session) Memo(key any, find func() (any, error)) (any, error) {
 }
 
 // ContextPIN reads the pool's PIN for the context-specific login of a key with
-// CKA_ALWAYS_AUTHENTICATE (PKCS#11 v2.40, 4.9). It is refused, matching
-// [ErrPIN], unless the token has accepted that very PIN: the login of a key
-// counts wrong PINs as well.
+// CKA_ALWAYS_AUTHENTICATE (PKCS#11 v2.40, 4.9), which the function given to Do
+// makes. That may take long, so it is done before. A PIN that a token rejected is
+// refused, matching [ErrPIN], here as well as there.
 func (s *Session) ContextPIN(ctx context.Context) (string, error) {
 	if s.inner != nil {
 		return "", fail(ErrUnsupported, nil, "a one-time PIN cannot authorise each signature of a key")
@@ -301,8 +305,8 @@ func (s *Session) ContextPIN(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if d := digestOf(pin); !s.pool.token.login.accepted(d) {
-		return "", fail(ErrPIN, nil, "the PIN is not the one that the token accepted; it was not sent")
+	if err := s.pool.pinGuard().refused(digestOf(pin)); err != nil {
+		return "", err
 	}
 	return pin, nil
 }

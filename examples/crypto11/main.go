@@ -6,6 +6,9 @@
 //	hsmkey key generate issuer --type rsa:2048
 //	go run ./examples/crypto11
 //
+// The environment names the HSM: HSM_MODULE, HSM_TOKEN, and HSM_PIN or
+// HSM_PIN_FILE, which crypto11 does not read; hsmkey.FromEnv does.
+//
 // It prints the key's JWKS, a token signed with RS256 and one with PS256, which
 // go-jose's own wrapper around a crypto.Signer cannot make here: it asks for
 // rsa.PSSSaltLengthAuto, and crypto11 has no such thing. We ask for a salt as long
@@ -16,6 +19,7 @@ import (
 	"context"
 	"crypto"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -32,18 +36,24 @@ import (
 const label = "issuer"
 
 func main() {
-	err := run(os.Stdout, &crypto11.Config{
-		Path:       os.Getenv("HSM_MODULE"),
-		TokenLabel: os.Getenv("HSM_TOKEN"),
-		Pin:        os.Getenv("HSM_PIN"),
-	})
-	if err != nil {
+	if err := run(context.Background(), os.Stdout); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(out io.Writer, config *crypto11.Config) error {
-	token, err := crypto11.Configure(config)
+func run(ctx context.Context, out io.Writer) error {
+	env, err := hsmkey.FromEnv()
+	if err != nil {
+		return err
+	}
+	if env.Pool.PIN == nil {
+		return errors.New("set HSM_PIN_FILE or HSM_PIN")
+	}
+	pin, err := env.Pool.PIN(ctx)
+	if err != nil {
+		return err
+	}
+	token, err := crypto11.Configure(&crypto11.Config{Path: env.Pool.Module, TokenLabel: env.Pool.TokenLabel, Pin: pin})
 	if err != nil {
 		return err
 	}
@@ -56,7 +66,7 @@ func run(out io.Writer, config *crypto11.Config) error {
 		return err
 	}
 	for _, alg := range []hsmkey.Algorithm{hsmkey.RS256, hsmkey.PS256} {
-		if err := issue(out, key, alg); err != nil {
+		if err := issue(ctx, out, key, alg); err != nil {
 			return err
 		}
 	}
@@ -78,12 +88,12 @@ func publish(out io.Writer, key crypto.Signer) error {
 }
 
 // issue prints a token.
-func issue(out io.Writer, key crypto.Signer, alg hsmkey.Algorithm) error {
+func issue(ctx context.Context, out io.Writer, key crypto.Signer, alg hsmkey.Algorithm) error {
 	signer, err := jws.FromSigner(key, jws.Options{Algorithm: alg, Type: "JWT"})
 	if err != nil {
 		return err
 	}
-	token, err := signer.SignClaims(context.Background(), jwt.Claims{Issuer: "https://issuer.example", Subject: "alice"})
+	token, err := signer.SignClaims(ctx, jwt.Claims{Issuer: "https://issuer.example", Subject: "alice"})
 	if err != nil {
 		return err
 	}

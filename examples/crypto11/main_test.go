@@ -1,12 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,14 +21,31 @@ import (
 	"github.com/hsmkey/hsmkey/jws"
 )
 
-// TestACrypto11KeySigns runs the example with a key that crypto11 made, and
-// verifies its tokens with the JWKS that it prints.
-func TestACrypto11KeySigns(t *testing.T) {
-	token := testhsm.New(t)
-	config := func() *crypto11.Config {
-		return &crypto11.Config{Path: token.Module, TokenLabel: token.Labels[0], Pin: testhsm.PIN}
+// program builds the example, to be run in the environment that
+// eval "$(hsmkey init)" makes: the PIN is in a file.
+func program(t *testing.T, token *testhsm.HSM) *exec.Cmd {
+	t.Helper()
+	dir := t.TempDir()
+	path, pin := filepath.Join(dir, "crypto11"), filepath.Join(dir, "pin")
+	if err := os.WriteFile(pin, []byte(testhsm.PIN+"\n"), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	theirs, err := crypto11.Configure(config())
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	cmd := exec.Command(path)
+	cmd.Env = slices.DeleteFunc(append(os.Environ(), token.Env()...), func(pair string) bool {
+		return strings.HasPrefix(pair, "HSM_PIN=")
+	})
+	cmd.Env = append(cmd.Env, "HSM_PIN_FILE="+pin)
+	return cmd
+}
+
+// TestTheProgramSignsWithACrypto11Key runs the program as its comment says, with a
+// key that crypto11 made, and verifies its tokens with the JWKS that it prints.
+func TestTheProgramSignsWithACrypto11Key(t *testing.T) {
+	token := testhsm.New(t)
+	theirs, err := crypto11.Configure(&crypto11.Config{Path: token.Module, TokenLabel: token.Labels[0], Pin: testhsm.PIN})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,13 +54,13 @@ func TestACrypto11KeySigns(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	var out bytes.Buffer
-	if err := run(&out, config()); err != nil {
-		t.Fatal(err)
+	out, err := program(t, token).Output()
+	if err != nil {
+		t.Fatalf("crypto11: %v", err)
 	}
-	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	if len(lines) != 3 {
-		t.Fatalf("it printed %d lines, want a JWKS and two tokens:\n%s", len(lines), &out)
+		t.Fatalf("it printed %d lines, want a JWKS and two tokens:\n%s", len(lines), out)
 	}
 	keys, err := jwk.ParseSet([]byte(lines[0]))
 	if err != nil {
@@ -73,9 +93,8 @@ func TestACrypto11KeySigns(t *testing.T) {
 }
 
 func TestAMissingKeyIsReported(t *testing.T) {
-	token := testhsm.New(t)
-	err := run(&bytes.Buffer{}, &crypto11.Config{Path: token.Module, TokenLabel: token.Labels[0], Pin: testhsm.PIN})
-	if err == nil || !strings.Contains(err.Error(), "issuer") {
-		t.Errorf("run = %v, want an error that names the key", err)
+	out, err := program(t, testhsm.New(t)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "issuer") {
+		t.Errorf("%v, %s, want an error that names the key", err, out)
 	}
 }
