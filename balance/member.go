@@ -91,10 +91,10 @@ func (m *member) resume(was *suspension) {
 	}
 }
 
-// grow waits for a visit that opens one more session, if there may be one more,
-// and takes a session that is not in use.
+// grow waits for a visit that makes one more session possible, if there may be
+// one more, and takes a session that is not in use.
 func (m *member) grow(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
-	v := m.more()
+	v := m.more(a.open)
 	if v == nil {
 		return nil, errBusy
 	}

@@ -418,6 +418,55 @@ func TestAnEndpointWithAPINOfItsOwn(t *testing.T) {
 	}
 }
 
+func TestASessionForWhatEverybodyMayKnowNeedsNoLogin(t *testing.T) {
+	_, content := serve(t, 0, 1)
+	s := remote(list(t, content))
+	var logins loginCounter
+	s.Pool.Wrap, s.Pool.PIN = logins.wrap, sessionpool.StaticPIN("not-"+testhsm.PIN)
+	b := s.open(t)
+	members := b.Members()
+	for name, source := range map[string]sessionpool.Source{"the balancer": b, "a member": members[0]} {
+		// The second one is on a connection of its own.
+		first, second := acquire(t, source, sessionpool.Public()), acquire(t, source, sessionpool.Public())
+		for _, session := range []*sessionpool.Session{first, second} {
+			if err := ping(session); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			session.Release()
+		}
+	}
+	if n := logins.n.Load(); n != 0 {
+		t.Fatalf("%d logins", n)
+	}
+	if _, err := members[0].Acquire(context.Background()); !errors.Is(err, sessionpool.ErrPIN) || logins.n.Load() != 1 {
+		t.Errorf("a usual session: %v after %d logins, want ErrPIN after one", err, logins.n.Load())
+	}
+	acquire(t, members[0], sessionpool.Public()).Release()
+}
+
+// That one can be had does not show that the login works.
+func TestASessionWithoutLoginEndsNoSuspension(t *testing.T) {
+	servers, content := serve(t, 0, 0)
+	b := remote(list(t, content)).open(t)
+	m := b.Members()[0]
+	servers[0].Kill()
+	if _, err := m.Acquire(context.Background(), sessionpool.Public()); !errors.Is(err, sessionpool.ErrSession) {
+		t.Errorf("a dead HSM: %v, want ErrSession", err)
+	}
+	if e := stats(t, b, servers[0].Address); e.State != balance.SuspendedFor || e.Connections != 0 {
+		t.Fatalf("stats %+v, want it suspended, without connections", e)
+	}
+	servers[0].Restart()
+	acquire(t, m, sessionpool.Public()).Release()
+	if m.State() != balance.SuspendedFor {
+		t.Errorf("state %s, want suspended", m.State())
+	}
+	acquire(t, m).Release()
+	if m.State() != balance.Up {
+		t.Errorf("state %s after a login, want up", m.State())
+	}
+}
+
 // An HSM that bears three sessions is used with those: they are busy, not dead.
 func TestAnHSMThatBearsFewSessionsGoesOnWithThose(t *testing.T) {
 	_, content := serve(t, 0, 0)
