@@ -152,9 +152,9 @@ func TestThePINIsNotSentToATokenInABadState(t *testing.T) {
 			}}
 		}
 		r := run(t, c)
-		want, logins := "token, PIN state="+string(state.status), 0
+		want, logins := "token, PIN state="+string(state.status)+", mechanisms, session limit, round trip", 0
 		if state.status == doctor.Warn {
-			want, logins = want+", login, mechanisms, session limit, round trip, keys", 1
+			want, logins = strings.Replace(want, ", mech", ", login, mech", 1)+", keys", 1
 		} else if !errors.Is(r.Failures()[0].Err, hsmkey.ErrPIN) {
 			t.Errorf("%s: %v", state.name, r.Failures())
 		}
@@ -172,7 +172,7 @@ func TestAWrongPINIsSentOnce(t *testing.T) {
 	c := config(test)
 	c.Pool.Module, c.Pool.PIN = spy, sessionpool.StaticPIN("not-"+testhsm.PIN)
 	r := run(t, c, withKey("demo"))
-	wantNames(t, all(r), "module, slots, PIN source, token, PIN state, login=fail")
+	wantNames(t, all(r), "module, slots, PIN source, token, PIN state, login=fail, mechanisms, session limit, round trip")
 	if f := r.Failures(); len(f) != 1 || !errors.Is(f[0].Err, hsmkey.ErrPIN) {
 		t.Errorf("%v", f)
 	}
@@ -236,10 +236,13 @@ func TestATokenWithOneSessionWorks(t *testing.T) {
 	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module {
 		return &tokens{Module: m, edit: func(i *pkcs11.TokenInfo) error { i.MaxSessionCount = 1; return nil }}
 	}
-	r := run(t, c, withKey("demo"))
-	wantNames(t, r.Endpoints[0].Checks, "token, PIN state, login, mechanisms, session limit=warn, round trip, key, signature")
-	if e := r.Endpoints[0]; e.Sessions != 1 || e.TokenLimit != 1 {
-		t.Errorf("%+v", e)
+	for _, list := range []string{"", write(t, 0o600, "pkcs11:token="+test.Labels[0]+"?module-path="+test.Module)} {
+		c.Balance.Lists = list
+		r := run(t, c, withKey("demo"))
+		wantNames(t, r.Endpoints[0].Checks, "token, PIN state, login, mechanisms, session limit=warn, round trip, key, signature")
+		if e := r.Endpoints[0]; e.Sessions != 1 || e.TokenLimit != 1 {
+			t.Errorf("%+v", e)
+		}
 	}
 }
 

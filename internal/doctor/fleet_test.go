@@ -251,6 +251,12 @@ func TestAWrongPINCostsTheFleetOneAttempt(t *testing.T) {
 	if len(r.Failures()) != 3 {
 		t.Errorf("%d failures, want each endpoint's", len(r.Failures()))
 	}
+	for i, e := range r.Endpoints { // what needs no login is found out all the same
+		wantNames(t, e.Checks, "token, PIN state, login=fail, mechanisms, session limit, round trip")
+		if e.Token != test.Labels[i] || e.RoundTrip <= 0 || len(e.Algorithms) == 0 || e.Sessions == 0 {
+			t.Errorf("%+v", e)
+		}
+	}
 	if n := calls("C_Login"); n != 1 {
 		t.Errorf("%d calls of C_Login, want 1", n)
 	}
