@@ -365,7 +365,7 @@ func TestPlaintextBeyondLoopbackIsRefusedAtOnce(t *testing.T) {
 		"127.0.0.2 4433": false, "::1 4433": false, "::ffff:127.0.0.1 4433": false,
 		"hsm.example.com 4433": false, // nobody knows yet where it leads
 	} {
-		path := list(t, "127.0.0.9 4433\n"+address+"\n")
+		path := list(t, "# two\n127.0.0.9 4433\n  "+address+"\n")
 		s := remote(path)
 		b, err := balance.New(s.Config)
 		if b != nil {
@@ -377,8 +377,8 @@ func TestPlaintextBeyondLoopbackIsRefusedAtOnce(t *testing.T) {
 			t.Errorf("%s: %v", address, err)
 		case refused && (!errors.As(err, &bad) || !errors.Is(err, sessionpool.ErrConfig)):
 			t.Errorf("%s: %v, want a *ListError and ErrConfig", address, err)
-		case refused && (bad.File != path || !strings.Contains(err.Error(), "HSM_REMOTE_PLAINTEXT") || !strings.Contains(err.Error(), "HSM_TLS_CA")):
-			t.Errorf("%s: %v, want the file and what helps", address, err)
+		case refused && (bad.File != path || bad.Line != 3 || bad.Column != 3 || !strings.Contains(err.Error(), "HSM_REMOTE_PLAINTEXT") || !strings.Contains(err.Error(), "HSM_TLS_CA")):
+			t.Errorf("%s: %v, want the file, line and column, and what helps", address, err)
 		}
 		s.Plaintext = true
 		if b, err = balance.New(s.Config); err != nil {
