@@ -172,8 +172,12 @@ func (m *member) notice(c *connection, e sessionpool.Event) {
 		if c.bridge != nil {
 			c.bridge.Disconnect() // the call comes back, and is forgotten
 		}
-	case sessionpool.SessionClosed, sessionpool.OrphanReturned:
+	case sessionpool.SessionClosed:
 		m.balancer.changed.tell() // there is room for another one
+	case sessionpool.OrphanReturned:
+		m.balancer.changed.tell()
+		m.outOfService() // of which it may have been the last
+		m.balancer.forget(m)
 	case sessionpool.HSMDown:
 		m.suspend(nil, c.explain(e.Err))
 	case sessionpool.LeftOut:
