@@ -18,12 +18,13 @@ import (
 // matches; then nothing was removed. Deleting is never repeated on another
 // session.
 //
-// With balance lists the key is deleted on every endpoint. Those that lack it are
-// fine if one had it or failed, so that a deletion which failed on some endpoints
-// can be made again; if none has it that is ErrKeyNotFound. Where the endpoints
-// have different keys by that name, nothing is deleted and the error matches
-// ErrAmbiguous. The error names each endpoint that failed, and matches what their
-// failures match; [HSM.DeleteEach] tells more.
+// With balance lists the key is deleted on every endpoint. All are asked for it
+// first: while one of them does not answer, nothing is deleted, because it may have
+// another key by that name. Where the endpoints have different ones, nothing is
+// deleted either, and the error matches ErrAmbiguous. Endpoints that lack the key
+// are fine if one has it, so that a deletion which failed on some can be made
+// again; if none has it that is ErrKeyNotFound. The error names each endpoint that
+// failed, and matches what their failures match; [HSM.DeleteEach] tells more.
 func (h *HSM) Delete(ctx context.Context, query Query) error {
 	_, err := h.DeleteEach(ctx, query)
 	return err

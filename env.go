@@ -57,7 +57,7 @@ const (
 //   - HSM_PIX_HTTP_CONN_REFRESH_INTERVAL: seconds for which objects of a TLS
 //     connection to Pix are used before they are read again; 0, each time
 //
-// A value that cannot be used is ErrConfig, which names the variable and, unless
+// No time is longer than a day. A value that cannot be used is ErrConfig, which names the variable and, unless
 // it is a PIN, the value.
 func FromEnv() (Config, error) {
 	var config Config
@@ -143,11 +143,9 @@ func envSwitch(name string) (bool, error) {
 	}
 }
 
-// Bounds of durations: beyond them a number is a mistake, not a wish.
-const (
-	maxTimeout = 24 * time.Hour
-	maxRefresh = 366 * 24 * time.Hour
-)
+// maxTime bounds every duration, as the packages do that they are for: nobody is
+// told later of a number without its variable.
+const maxTime = balance.MaxInterval
 
 // envTimeout reads a duration, or a number of seconds, that is more than
 // nothing; unset is zero, which stands for the default.
@@ -160,8 +158,8 @@ func envTimeout(name string) (time.Duration, error) {
 	if seconds, plain := strconv.ParseUint(value, 10, 32); plain == nil {
 		d, err = time.Duration(seconds)*time.Second, nil
 	}
-	if err != nil || d <= 0 || d > maxTimeout {
-		return 0, fmt.Errorf("%w: %s is %q, want a time such as 10s, 500ms or 10 (seconds), at most %v", ErrConfig, name, value, maxTimeout)
+	if err != nil || d <= 0 || d > maxTime {
+		return 0, fmt.Errorf("%w: %s is %q, want a time such as 10s, 500ms or 10 (seconds), at most %v", ErrConfig, name, value, maxTime)
 	}
 	return d, nil
 }
@@ -174,8 +172,8 @@ func envSeconds(name string) (time.Duration, error) {
 	}
 	seconds, err := strconv.ParseUint(value, 10, 32)
 	d := time.Duration(seconds) * time.Second
-	if err != nil || d > maxRefresh {
-		return 0, fmt.Errorf("%w: %s is %q, want a number of seconds from 0 to %.0f", ErrConfig, name, value, maxRefresh.Seconds())
+	if err != nil || d > maxTime {
+		return 0, fmt.Errorf("%w: %s is %q, want a number of seconds from 0 to %.0f", ErrConfig, name, value, maxTime.Seconds())
 	}
 	return d, nil
 }

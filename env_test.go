@@ -17,6 +17,7 @@ import (
 var variables = []string{
 	"HSM_MODULE", "HSM_MODULE_ARGS", "HSM_TOKEN", "HSM_PIN", "HSM_PIN_FILE",
 	"HSM_DISABLE_SESSION_CACHE", "HSM_OP_TIMEOUT", "HSM_PIX_HTTP_CONN_REFRESH_INTERVAL",
+	"HSM_LOAD_BALANCE_LIST", "HSM_LB_FILE_REFRESH_INTERVAL", "HSM_BALANCE_SUSPEND_TIME",
 }
 
 // setenv sets the environment of FromEnv to these variables and no others.
@@ -180,6 +181,7 @@ func TestAVariableThatCannotBeParsedIsNamed(t *testing.T) {
 		"HSM_DISABLE_SESSION_CACHE=2", "HSM_DISABLE_SESSION_CACHE=true", "HSM_DISABLE_SESSION_CACHE= 1",
 		"HSM_OP_TIMEOUT=0", "HSM_OP_TIMEOUT=-1s", "HSM_OP_TIMEOUT=fast", "HSM_OP_TIMEOUT=0.0s", "HSM_OP_TIMEOUT=9999h", "HSM_OP_TIMEOUT=99999999999999999999",
 		"HSM_PIX_HTTP_CONN_REFRESH_INTERVAL=-1", "HSM_PIX_HTTP_CONN_REFRESH_INTERVAL=1m", "HSM_PIX_HTTP_CONN_REFRESH_INTERVAL=99999999999",
+		"HSM_PIX_HTTP_CONN_REFRESH_INTERVAL=86401", "HSM_BALANCE_SUSPEND_TIME=100000", "HSM_BALANCE_SUSPEND_TIME=0", "HSM_LB_FILE_REFRESH_INTERVAL=86401",
 	} {
 		setenv(t, pair)
 		name, value, _ := strings.Cut(pair, "=")
@@ -194,6 +196,16 @@ func TestAVariableThatCannotBeParsedIsNamed(t *testing.T) {
 			t.Errorf("%s: %v, want %v", pair, got, want)
 		}
 	}
+}
+
+// What a variable may say, the rest does not refuse without its name.
+func TestTheLongestTimesAreAccepted(t *testing.T) {
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, []byte("127.0.0.1 4433\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	setenv(t, "HSM_LOAD_BALANCE_LIST="+list, "HSM_LB_FILE_REFRESH_INTERVAL=86400", "HSM_BALANCE_SUSPEND_TIME=86400", "HSM_OP_TIMEOUT=24h")
+	open(t, fromEnv(t))
 }
 
 func TestTwoSourcesOfThePINAreRefusedWithoutQuotingIt(t *testing.T) {

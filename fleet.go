@@ -25,7 +25,7 @@ type Outcome string
 // The outcomes of [HSM.ImportEach] and [HSM.DeleteEach].
 const (
 	Imported Outcome = "imported"
-	Present  Outcome = "present" // the very same key was there already
+	Present  Outcome = "present" // the very same key was there already; of a deletion: it is there still
 	Deleted  Outcome = "deleted"
 	Absent   Outcome = "absent" // there was nothing to delete
 	Failed   Outcome = "failed" // EndpointResult.Err says why
@@ -93,6 +93,8 @@ func (h *HSM) ImportEach(ctx context.Context, label string, key any, id []byte) 
 
 // DeleteEach is [HSM.Delete] with an account of what became of the key on each
 // endpoint of the balance lists, in their order. Without lists there is none.
+// Where nothing was deleted because an endpoint could not be asked, the others
+// tell whether the key is Present or Absent.
 func (h *HSM) DeleteEach(ctx context.Context, query Query) ([]EndpointResult, error) {
 	if err := query.check(); err != nil {
 		return nil, err
@@ -108,6 +110,12 @@ func (h *HSM) DeleteEach(ctx context.Context, query Query) ([]EndpointResult, er
 	there := ask(f, func(source sessionpool.Source) (*sighting, error) {
 		return look(ctx, source, query)
 	})
+	// An endpoint that says nothing may have another key of this name. When it is
+	// back, that one would be the only one left, and deleted for being the same on
+	// all that have it.
+	if err := f.err(fmt.Sprintf("nothing was deleted, every endpoint has to be asked first: looking for the key with %s", query)); err != nil {
+		return f.results, err
+	}
 	if err := f.sameKey(there, query); err != nil {
 		return f.results, err
 	}

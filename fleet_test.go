@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"github.com/hsmkey/hsmkey"
+	"github.com/hsmkey/hsmkey/internal/fault"
 	"github.com/hsmkey/hsmkey/internal/testhsm"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
@@ -203,28 +204,83 @@ func TestTwoEndpointsMayBeOneHSM(t *testing.T) {
 	wantOutcomes(t, results, hsmkey.Deleted, hsmkey.Absent, hsmkey.Deleted)
 }
 
-func TestWhatWorksIsDoneAlthoughAnEndpointIsDead(t *testing.T) {
+func TestAnImportGoesOnAlthoughAnEndpointIsDead(t *testing.T) {
 	l := newListed(t, "north", "west")
 	ctx := context.Background()
 	test := &testhsm.HSM{Module: testhsm.ModulePath(), Labels: []string{"north"}}
 	l.open(t, test, l.list[0], "pkcs11:token=east?module-path="+test.Module, l.list[1])
-	private := newKeys(t)[hsmkey.P256]
-
-	_, results, err := l.fleet.ImportEach(ctx, "key", private, nil)
+	_, results, err := l.fleet.ImportEach(ctx, "key", newKeys(t)[hsmkey.P256], nil)
 	wantOutcomes(t, results, hsmkey.Imported, hsmkey.Failed, hsmkey.Imported)
 	if err == nil || !strings.Contains(err.Error(), "failed on 1 of 3 endpoints") || !strings.Contains(err.Error(), "east") {
 		t.Errorf("importing: %v", err)
 	}
-	results, err = l.fleet.DeleteEach(ctx, hsmkey.Query{Label: "key"})
-	wantOutcomes(t, results, hsmkey.Deleted, hsmkey.Failed, hsmkey.Deleted)
-	if err == nil {
-		t.Error("a deletion that failed in part reports no error")
+}
+
+// The endpoint that does not answer has another key of that name. A deletion on
+// the others would leave that one for the next deletion.
+func TestNothingIsDeletedWhileAnEndpointCannotBeAsked(t *testing.T) {
+	l := newListed(t, "north", "east", "west")
+	ctx := context.Background()
+	test := &testhsm.HSM{Module: testhsm.ModulePath(), Labels: []string{"north"}}
+	private := newKeys(t)[hsmkey.P256]
+	for _, h := range l.each[:2] {
+		if _, err := h.Import(ctx, "key", private, []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.each[2].Generate(ctx, "key", hsmkey.P256, []byte{2}); err != nil {
+		t.Fatal(err)
+	}
+	before := fmt.Sprint(objects(t, l.each[0]), objects(t, l.each[1]), objects(t, l.each[2]))
+
+	l.open(t, test, l.list[0], l.list[1], "pkcs11:token=dead?module-path="+test.Module)
+	results, err := l.fleet.DeleteEach(ctx, hsmkey.Query{Label: "key"})
+	wantOutcomes(t, results, hsmkey.Present, hsmkey.Present, hsmkey.Failed)
+	if err == nil || !strings.Contains(err.Error(), "nothing was deleted") || !strings.Contains(err.Error(), "token=dead") || strings.Contains(err.Error(), "token=north") {
+		t.Errorf("error %v, want that nothing was deleted because of the dead one", err)
 	}
 	// Not "not found": nobody knows what the dead one has.
-	results, err = l.fleet.DeleteEach(ctx, hsmkey.Query{Label: "key"})
-	wantOutcomes(t, results, hsmkey.Absent, hsmkey.Failed, hsmkey.Absent)
+	results, err = l.fleet.DeleteEach(ctx, hsmkey.Query{Label: "another"})
+	wantOutcomes(t, results, hsmkey.Absent, hsmkey.Absent, hsmkey.Failed)
 	if err == nil || errors.Is(err, hsmkey.ErrKeyNotFound) {
-		t.Errorf("deleting again: %v", err)
+		t.Errorf("deleting what the others do not have: %v", err)
+	}
+
+	l.open(t, test, l.list...)
+	if _, err := l.fleet.DeleteEach(ctx, hsmkey.Query{Label: "key"}); !errors.Is(err, hsmkey.ErrAmbiguous) {
+		t.Errorf("when it is back: %v, want ErrAmbiguous", err)
+	}
+	if after := fmt.Sprint(objects(t, l.each[0]), objects(t, l.each[1]), objects(t, l.each[2])); before != after {
+		t.Errorf("%s objects before, %s after", before, after)
+	}
+}
+
+func TestADeletionThatFailedOnAnEndpointCanBeMadeAgain(t *testing.T) {
+	test := testhsm.New(t, "north", "east", "west")
+	ctx, injector := context.Background(), fault.New()
+	c := config(test)
+	c.Pool.Wrap, c.Balance.Lists = injector.Wrap, filepath.Join(t.TempDir(), "active.list")
+	var lines string
+	for _, label := range test.Labels {
+		lines += "pkcs11:token=" + label + "?module-path=" + test.Module + "\n"
+	}
+	if err := os.WriteFile(c.Balance.Lists, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := open(t, c)
+	if _, err := h.Import(ctx, "key", newKeys(t)[hsmkey.P256], nil); err != nil {
+		t.Fatal(err)
+	}
+	injector.Fail("C_DestroyObject", 3, pkcs11.CKR_ACTION_PROHIBITED) // after both halves on the first
+	results, err := h.DeleteEach(ctx, hsmkey.Query{Label: "key"})
+	wantOutcomes(t, results, hsmkey.Deleted, hsmkey.Failed, hsmkey.Deleted)
+	if err == nil || !strings.Contains(err.Error(), "failed on 1 of 3 endpoints") || !strings.Contains(err.Error(), "token=east") {
+		t.Errorf("error %v, want the endpoint where it failed", err)
+	}
+	results, err = h.DeleteEach(ctx, hsmkey.Query{Label: "key"})
+	wantOutcomes(t, results, hsmkey.Absent, hsmkey.Deleted, hsmkey.Absent)
+	if err != nil {
+		t.Errorf("again: %v", err)
 	}
 }
 

@@ -443,6 +443,26 @@ func TestAMemberIsASourceOfItsOwn(t *testing.T) {
 	}
 }
 
+// Where there is room for one session, a cached one of another kind makes room.
+func TestASessionThatNobodyUsesIsInNobodysWay(t *testing.T) {
+	hsm(t, 0)
+	s := private(t, list(t, line(0)))
+	s.Pool.MaxSessions = 1
+	b := s.open(t)
+	for name, source := range map[string]sessionpool.Source{"the balancer": b, "a member": b.Members()[0]} {
+		for _, other := range []sessionpool.Option{sessionpool.ReadWrite(), sessionpool.Public()} {
+			acquire(t, source, other).Release()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			session, err := source.Acquire(ctx)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			session.Release()
+		}
+	}
+}
+
 func TestAFleetWithoutItsLibraryTellsSo(t *testing.T) {
 	s := private(t, list(t, "pkcs11:token=x?module-path=/nowhere/lib.so\n"))
 	b := s.open(t)

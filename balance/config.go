@@ -29,7 +29,9 @@ const (
 // DefaultSuspend is how long an endpoint that does not answer is left alone.
 const DefaultSuspend = 120 * time.Second
 
-const maxInterval = 24 * time.Hour
+// MaxInterval is the most that Config.Refresh and Config.Suspend may be: beyond it
+// a number is a mistake, not a wish.
+const MaxInterval = 24 * time.Hour
 
 // Config describes a fleet of HSMs.
 type Config struct {
@@ -83,10 +85,10 @@ func (c Config) check() (*settings, error) {
 		return nil, fmt.Errorf("%w: %s", sessionpool.ErrConfig, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case c.Refresh < 0 || c.Refresh > maxInterval:
-		return bad("the refresh interval of balance lists is %v, want 0 to %v", c.Refresh, maxInterval)
-	case c.Suspend < 0 || c.Suspend > maxInterval:
-		return bad("the suspension time is %v, want 0 to %v", c.Suspend, maxInterval)
+	case c.Refresh < 0 || c.Refresh > MaxInterval:
+		return bad("the refresh interval of balance lists is %v, want 0 to %v (HSM_LB_FILE_REFRESH_INTERVAL)", c.Refresh, MaxInterval)
+	case c.Suspend < 0 || c.Suspend > MaxInterval:
+		return bad("the suspension time is %v, want 0 to %v (HSM_BALANCE_SUSPEND_TIME)", c.Suspend, MaxInterval)
 	case c.Remote != "" && c.Remote != RemoteP11Kit && c.Remote != RemoteModule:
 		return bad("the remote kind is %q, want %s or %s (HSM_REMOTE)", c.Remote, RemoteP11Kit, RemoteModule)
 	}
@@ -137,7 +139,7 @@ func (s *settings) accept(lists Lists) error {
 				continue
 			}
 			if ip, err := netip.ParseAddr(e.Host); err == nil && !ip.Unmap().IsLoopback() {
-				return &ListError{File: list.Path, Reason: fmt.Sprintf("%s would be reached without encryption, and PINs travel there: "+
+				return &ListError{File: list.Path, Line: e.line, Column: e.column, Reason: fmt.Sprintf("%s would be reached without encryption, and PINs travel there: "+
 					"set HSM_TLS_CA, HSM_TLS_CERT and HSM_TLS_KEY, or HSM_REMOTE_PLAINTEXT=1 if the network is safe", e)}
 			}
 		}

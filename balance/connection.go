@@ -120,10 +120,11 @@ func (p *bridges) close() {
 	}
 }
 
-// room reports whether one more session can be opened.
+// room reports whether one more session can be opened, if need be in the place of
+// one of another kind that nobody uses.
 func (c *connection) room() bool {
 	s := c.pool.Stats()
-	return s.Open < s.Limit
+	return s.InUse < s.Limit
 }
 
 // look opens a session, or finds a free one, and gives it back.

@@ -23,6 +23,8 @@ type Endpoint struct {
 	PINSource  string // absolute path of the file that holds the PIN, if the URI names one
 
 	pinValue *string // a pointer, so that printing a structure never shows it
+
+	line, column int // in its list, from 1
 }
 
 // uriAttributes are the attributes of a PKCS#11 URI that an Endpoint honours.

@@ -15,6 +15,7 @@ type attempt struct {
 	wish  []sessionpool.Option // what the caller asked for
 	opts  []sessionpool.Option // the same, without waiting
 	usual bool                 // usual sessions will do, from the caches
+	open  bool                 // to everybody: it needs no login
 	once  bool                 // a one-time PIN is among it
 	busy  []*member            // that answer, and have every session in use
 	tried []*member            // that failed
@@ -34,6 +35,7 @@ func newAttempt(wish []sessionpool.Option, cached bool) attempt {
 	if len(wish) > 0 {
 		a.opts = slices.Concat(wish, a.opts)
 		a.once = slices.ContainsFunc(wish, sessionpool.Option.OneTime)
+		a.open = slices.ContainsFunc(wish, sessionpool.Option.NoLogin)
 	}
 	return a
 }

@@ -77,12 +77,12 @@ func (e *ListError) Unwrap() []error {
 func LoadLists(paths string) (Lists, error) {
 	names := filepath.SplitList(paths)
 	if len(names) == 0 || len(names) > MaxLists {
-		return nil, fmt.Errorf("%w: %d balance lists, want 1 to %d", sessionpool.ErrConfig, len(names), MaxLists)
+		return nil, fmt.Errorf("%w: %d balance lists, want 1 to %d (HSM_LOAD_BALANCE_LIST)", sessionpool.ErrConfig, len(names), MaxLists)
 	}
 	lists := make(Lists, 0, len(names))
 	for i, name := range names {
 		if name == "" {
-			return nil, fmt.Errorf("%w: the path of balance list %d is empty", sessionpool.ErrConfig, i+1)
+			return nil, fmt.Errorf("%w: the path of balance list %d is empty (HSM_LOAD_BALANCE_LIST)", sessionpool.ErrConfig, i+1)
 		}
 		list, err := loadList(name)
 		if err != nil {
@@ -166,6 +166,7 @@ func ParseList(name string, data io.Reader) ([]Endpoint, error) {
 			return bad(words[0].column, fmt.Sprintf("the same endpoint as in line %d", earlier))
 		}
 		seen[endpoint.identity()] = number
+		endpoint.line, endpoint.column = number, words[0].column
 		endpoints = append(endpoints, endpoint)
 	}
 	if len(endpoints) == 0 {

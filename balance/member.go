@@ -91,10 +91,10 @@ func (m *member) resume(was *suspension) {
 	}
 }
 
-// grow waits for a visit that opens one more session, if there may be one more,
-// and takes a session that is not in use.
+// grow waits for a visit that makes one more session possible, if there may be
+// one more, and takes a session that is not in use.
 func (m *member) grow(ctx context.Context, a *attempt) (*sessionpool.Session, error) {
-	v := m.more()
+	v := m.more(a.open)
 	if v == nil {
 		return nil, errBusy
 	}
@@ -172,8 +172,12 @@ func (m *member) notice(c *connection, e sessionpool.Event) {
 		if c.bridge != nil {
 			c.bridge.Disconnect() // the call comes back, and is forgotten
 		}
-	case sessionpool.SessionClosed, sessionpool.OrphanReturned:
+	case sessionpool.SessionClosed:
 		m.balancer.changed.tell() // there is room for another one
+	case sessionpool.OrphanReturned:
+		m.balancer.changed.tell()
+		m.outOfService() // of which it may have been the last
+		m.balancer.forget(m)
 	case sessionpool.HSMDown:
 		m.suspend(nil, c.explain(e.Err))
 	case sessionpool.LeftOut:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -199,6 +200,41 @@ func TestAChangedListDoesNotWaitForAnHSMThatHangs(t *testing.T) {
 		t.Errorf("%d connections are open to the HSM that hangs", n)
 	}
 	servers[0].Continue()
+}
+
+// An HSM that is taken off the list while a call hangs in its library is forgotten
+// when that comes back: it is a new one if it is listed again.
+func TestAnEndpointIsForgottenWhenItsLastCallComesBack(t *testing.T) {
+	hsm(t, 1)
+	s := private(t, list(t, lines(0, 1)))
+	back := make(chan struct{}, 1)
+	s.Refresh, s.Pool.OpTimeout = time.Millisecond, 300*time.Millisecond
+	s.Pool.OnEvent = func(e sessionpool.Event) {
+		if e.Kind == sessionpool.OrphanReturned {
+			back <- struct{}{}
+		}
+	}
+	b := s.open(t)
+	held := acquire(t, b.Members()[0])
+	_, release := s.faults.of(t, 0).Hang("C_GetSessionInfo")
+	defer release()
+	if err := ping(held); !errors.Is(err, sessionpool.ErrTimeout) {
+		t.Fatalf("ping: %v, want ErrTimeout", err)
+	}
+	held.Release()
+	writeList(t, s.Lists, line(1))
+	s.events.wait(t, balance.Reloaded, 1)
+	until(t, "its connection is closed, as far as that goes", func() bool {
+		stacks := make([]byte, 1<<20) // of tasks, too
+		return !strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "created by sync.(*WaitGroup).Go ")
+	})
+	release()
+	until(t, "the call is back", func() bool { return len(back) > 0 })
+	writeList(t, s.Lists, lines(0, 1))
+	s.events.wait(t, balance.Reloaded, 2)
+	if e := stats(t, b, endpoint(0)); e.Failures != 0 || e.LastError != nil {
+		t.Errorf("stats %+v, want those of a new endpoint", e)
+	}
 }
 
 // A library that was loaded stays in the process: endpoints that come and go must

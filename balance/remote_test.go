@@ -73,7 +73,9 @@ func signTokens(t *testing.T, config hsmkey.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 9 {
+	endpoints := func() []balance.EndpointStats { return h.Balancer().Stats().Lists[0].Endpoints }
+	// An HSM that is being connected to is not waited for while others have a session.
+	until(t, "there are sessions on each endpoint", func() bool {
 		token, err := signer.SignClaims(ctx, map[string]any{"sub": "alice"})
 		if err != nil {
 			t.Fatal(err)
@@ -81,10 +83,11 @@ func signTokens(t *testing.T, config hsmkey.Config) {
 		if !tokenVerifies(token) {
 			t.Errorf("the token does not verify: %s", token)
 		}
-	}
-	for _, e := range h.Balancer().Stats().Lists[0].Endpoints {
-		if e.Opened == 0 || e.State != balance.Up || e.Failures != 0 {
-			t.Errorf("endpoint %+v, want sessions on each and no failure", e)
+		return !slices.ContainsFunc(endpoints(), func(e balance.EndpointStats) bool { return e.Opened == 0 })
+	})
+	for _, e := range endpoints() {
+		if e.State != balance.Up || e.Failures != 0 {
+			t.Errorf("endpoint %+v, want no failure", e)
 		}
 	}
 }
@@ -365,7 +368,7 @@ func TestPlaintextBeyondLoopbackIsRefusedAtOnce(t *testing.T) {
 		"127.0.0.2 4433": false, "::1 4433": false, "::ffff:127.0.0.1 4433": false,
 		"hsm.example.com 4433": false, // nobody knows yet where it leads
 	} {
-		path := list(t, "127.0.0.9 4433\n"+address+"\n")
+		path := list(t, "# two\n127.0.0.9 4433\n  "+address+"\n")
 		s := remote(path)
 		b, err := balance.New(s.Config)
 		if b != nil {
@@ -377,8 +380,8 @@ func TestPlaintextBeyondLoopbackIsRefusedAtOnce(t *testing.T) {
 			t.Errorf("%s: %v", address, err)
 		case refused && (!errors.As(err, &bad) || !errors.Is(err, sessionpool.ErrConfig)):
 			t.Errorf("%s: %v, want a *ListError and ErrConfig", address, err)
-		case refused && (bad.File != path || !strings.Contains(err.Error(), "HSM_REMOTE_PLAINTEXT") || !strings.Contains(err.Error(), "HSM_TLS_CA")):
-			t.Errorf("%s: %v, want the file and what helps", address, err)
+		case refused && (bad.File != path || bad.Line != 3 || bad.Column != 3 || !strings.Contains(err.Error(), "HSM_REMOTE_PLAINTEXT") || !strings.Contains(err.Error(), "HSM_TLS_CA")):
+			t.Errorf("%s: %v, want the file, line and column, and what helps", address, err)
 		}
 		s.Plaintext = true
 		if b, err = balance.New(s.Config); err != nil {
@@ -415,6 +418,55 @@ func TestAnEndpointWithAPINOfItsOwn(t *testing.T) {
 		if strings.Contains(name, testhsm.PIN) {
 			t.Errorf("the name of an endpoint contains its PIN: %s", name)
 		}
+	}
+}
+
+func TestASessionForWhatEverybodyMayKnowNeedsNoLogin(t *testing.T) {
+	_, content := serve(t, 0, 1)
+	s := remote(list(t, content))
+	var logins loginCounter
+	s.Pool.Wrap, s.Pool.PIN = logins.wrap, sessionpool.StaticPIN("not-"+testhsm.PIN)
+	b := s.open(t)
+	members := b.Members()
+	for name, source := range map[string]sessionpool.Source{"the balancer": b, "a member": members[0]} {
+		// The second one is on a connection of its own.
+		first, second := acquire(t, source, sessionpool.Public()), acquire(t, source, sessionpool.Public())
+		for _, session := range []*sessionpool.Session{first, second} {
+			if err := ping(session); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			session.Release()
+		}
+	}
+	if n := logins.n.Load(); n != 0 {
+		t.Fatalf("%d logins", n)
+	}
+	if _, err := members[0].Acquire(context.Background()); !errors.Is(err, sessionpool.ErrPIN) || logins.n.Load() != 1 {
+		t.Errorf("a usual session: %v after %d logins, want ErrPIN after one", err, logins.n.Load())
+	}
+	acquire(t, members[0], sessionpool.Public()).Release()
+}
+
+// That one can be had does not show that the login works.
+func TestASessionWithoutLoginEndsNoSuspension(t *testing.T) {
+	servers, content := serve(t, 0, 0)
+	b := remote(list(t, content)).open(t)
+	m := b.Members()[0]
+	servers[0].Kill()
+	if _, err := m.Acquire(context.Background(), sessionpool.Public()); !errors.Is(err, sessionpool.ErrSession) {
+		t.Errorf("a dead HSM: %v, want ErrSession", err)
+	}
+	if e := stats(t, b, servers[0].Address); e.State != balance.SuspendedFor || e.Connections != 0 {
+		t.Fatalf("stats %+v, want it suspended, without connections", e)
+	}
+	servers[0].Restart()
+	acquire(t, m, sessionpool.Public()).Release()
+	if m.State() != balance.SuspendedFor {
+		t.Errorf("state %s, want suspended", m.State())
+	}
+	acquire(t, m).Release()
+	if m.State() != balance.Up {
+		t.Errorf("state %s after a login, want up", m.State())
 	}
 }
 

@@ -25,20 +25,26 @@ func (m *member) visit() *visit {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.visiting == nil {
-		return m.beginVisit()
+		return m.beginVisit(m.examine)
 	}
 	return m.visiting
 }
 
-// more begins a visit that opens one more session. It is nil where there may be
-// no more, or one is being opened.
-func (m *member) more() *visit {
+// more begins a visit that opens one more session, or, for those who need no login
+// and open theirs themselves, one more connection. It is nil where there may be no
+// more, or one is being opened.
+func (m *member) more(open bool) *visit {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.visiting != nil || !m.room() && !slices.ContainsFunc(m.ways(), (*connection).room) {
+	switch {
+	case m.visiting != nil:
 		return nil
+	case open && m.room():
+		return m.beginVisit(m.reach)
+	case !open && (m.room() || slices.ContainsFunc(m.ways(), (*connection).room)):
+		return m.beginVisit(m.examine)
 	}
-	return m.beginVisit()
+	return nil
 }
 
 // visited reports whether a visit goes on.
@@ -53,30 +59,18 @@ func (m *member) room() bool {
 	return len(m.ways()) < m.most && !time.Now().Before(m.full)
 }
 
-func (m *member) beginVisit() *visit {
+// beginVisit begins a visit that does what is asked. The caller holds mu.
+func (m *member) beginVisit(do func() error) *visit {
 	v := &visit{done: make(chan struct{})}
 	started := m.listed && m.balancer.tasks.start(func() {
-		was := m.suspended.Load()
-		began := time.Now()
-		v.err = m.look(was != nil)
-		if passing(v.err) && time.Since(began) < m.balancer.settings.opTimeout()/4 {
-			v.err = m.look(was != nil)
-		}
-		switch {
-		case v.err == nil:
-			m.resume(was)
-		case busy(v.err):
-			m.postpone(was)
-		case errors.Is(v.err, sessionpool.ErrClosed):
-		default:
-			m.suspend(was, v.err)
-		}
+		suspended := m.suspended.Load() != nil
+		v.err = do()
 		m.mu.Lock()
 		m.visiting = nil
 		m.mu.Unlock()
 		close(v.done)
 		m.balancer.forget(m)
-		if !busy(v.err) || was != nil {
+		if !busy(v.err) || suspended {
 			m.balancer.changed.tell()
 		}
 	})
@@ -90,6 +84,47 @@ func (m *member) beginVisit() *visit {
 }
 
 var errRetired = fmt.Errorf("%w: no balance list names the HSM any more", sessionpool.ErrClosed)
+
+// examine looks whether the member answers, and takes note of that.
+func (m *member) examine() error {
+	was := m.suspended.Load()
+	err := m.twice(func() error { return m.look(was != nil) })
+	switch {
+	case err == nil:
+		m.resume(was)
+	case busy(err):
+		m.postpone(was)
+	case errors.Is(err, sessionpool.ErrClosed):
+	default:
+		m.suspend(was, err)
+	}
+	return err
+}
+
+// reach connects to the member, without a login. That it works does not end a
+// suspension: the login may be what does not.
+func (m *member) reach() error {
+	was, others := m.suspended.Load(), len(m.ways()) > 0
+	err := m.twice(func() error { return m.widen(false) })
+	switch {
+	case err == nil, errors.Is(err, sessionpool.ErrClosed):
+	case others:
+		return m.enough(err)
+	default:
+		m.suspend(was, err)
+	}
+	return err
+}
+
+// twice does something once more where what it failed with may be over already.
+func (m *member) twice(do func() error) error {
+	began := time.Now()
+	err := do()
+	if passing(err) && time.Since(began) < m.balancer.settings.opTimeout()/4 {
+		err = do()
+	}
+	return err
+}
 
 // waitFor waits for a visit, as long as one PKCS#11 call may take.
 func (m *member) waitFor(ctx context.Context, v *visit) error {
@@ -139,20 +174,22 @@ func (m *member) look(suspended bool) error {
 		return errBusy
 	}
 	others := len(m.ways()) > 0 // a connection that fails is kept where it is the first
-	err := m.widen()
+	err := m.widen(true)
 	if err != nil && !suspended && others {
 		return m.enough(err)
 	}
 	return err
 }
 
-// widen adds a connection, with a session.
-func (m *member) widen() error {
+// widen adds a connection, with a session or without.
+func (m *member) widen(session bool) error {
 	c, err := m.connect()
 	if err != nil {
 		return err
 	}
-	err = c.look()
+	if session {
+		err = c.look()
+	}
 	switch {
 	case err != nil && len(m.ways()) > 0: // they are enough
 	case !m.add(c):

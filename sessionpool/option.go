@@ -57,6 +57,10 @@ func OneTimePIN(pin string) Option { return Option{pin: pin, once: true} }
 // tokens must not send to more than one of them.
 func (o Option) OneTime() bool { return o.once }
 
+// NoLogin reports whether the option is [Public]: a source must not log in to
+// meet it.
+func (o Option) NoLogin() bool { return o.set&optPublic != 0 }
+
 // Usual reports whether usual sessions meet the option: those that a source hands
 // out without options, read-only and from the cache.
 func (o Option) Usual() bool { return !o.once && o.set&(optReadWrite|optBypass|optPublic) == 0 }

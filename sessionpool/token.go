@@ -321,6 +321,9 @@ func (t *Token) leave(ctx context.Context, p *Pool) error {
 		return nil
 	}
 	t.sweeper.stop()
-	defer t.members.remove(p)
-	return t.closeAll(ctx)
+	if err := t.closeAll(ctx); err != nil {
+		return err // the pool is told when the calls that hang come back
+	}
+	t.members.remove(p)
+	return nil
 }

@@ -26,7 +26,8 @@ func (a *app) doctorCommand() *cobra.Command {
 		Short: "Check whether signing works, and if not, why",
 		Long: `Checks the PKCS#11 library, the token, the PIN, the login, the mechanisms and the
 key, and says of each whether it is ok, and if not, what to do. With a balance
-list it checks every endpoint, and whether all have the same keys.
+list it checks every endpoint, and whether all have the same keys. Without --key all
+keys sign once, at most 16 on each endpoint.
 
 The PIN is sent once, also when it is wrong. Nothing is changed. The exit status
 is 0 if nothing failed, else that of the first failure.`,
@@ -153,7 +154,11 @@ func printEndpoints(out io.Writer, endpoints []*doctor.Endpoint) error {
 		if e.Sessions > 0 {
 			sessions = fmt.Sprint(e.Sessions)
 		}
-		t.row(e.Name, string(e.Status), string(e.Transport), e.Token, string(e.Login), string(e.Key),
+		key := string(e.Key)
+		if e.UsableKeys > 0 {
+			key = fmt.Sprintf("%d of %d signed", e.SignedKeys, e.UsableKeys)
+		}
+		t.row(e.Name, string(e.Status), string(e.Transport), e.Token, string(e.Login), key,
 			e.RoundTrip.String(), e.Signature.String(), sessions, strings.ReplaceAll(doctor.Compact(e.Algorithms), "256/384/512", "*"))
 	}
 	if err := t.Flush(); err != nil {

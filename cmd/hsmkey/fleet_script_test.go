@@ -13,14 +13,14 @@ import (
 )
 
 // hsms makes the command of scripts that runs HSMs at addresses of this machine:
-// hsm start NAME..., hsm stop|continue|kill NAME... Each has a token of its own,
+// hsm start NAME..., hsm stop|continue|kill|restart NAME... Each has a token of its own,
 // and all have the PIN that is in fleet.pin. $NAME is then what a balance list
 // says of it, and $NAME_AT how hsmkey calls it.
 func hsms(t *testing.T) func(*testscript.TestScript, bool, []string) {
 	var servers sync.Map // by script and name
 	return func(ts *testscript.TestScript, neg bool, args []string) {
 		if neg || len(args) < 2 {
-			ts.Fatalf("usage: hsm start|stop|continue|kill NAME...")
+			ts.Fatalf("usage: hsm start|stop|continue|kill|restart NAME...")
 		}
 		for _, name := range args[1:] {
 			key := ts.Getenv("WORK") + "/" + name
@@ -38,7 +38,8 @@ func hsms(t *testing.T) func(*testscript.TestScript, bool, []string) {
 			known, _ := servers.Load(key)
 			server, ok := known.(*testhsm.Server)
 			act := map[string]func(*testhsm.Server){
-				"stop": (*testhsm.Server).Stop, "continue": (*testhsm.Server).Continue, "kill": (*testhsm.Server).Kill,
+				"stop": (*testhsm.Server).Stop, "continue": (*testhsm.Server).Continue,
+				"kill": (*testhsm.Server).Kill, "restart": (*testhsm.Server).Restart,
 			}[args[0]]
 			if !ok || act == nil {
 				ts.Fatalf("hsm %s %s: there is no such thing", args[0], name)

@@ -2,6 +2,7 @@ package doctor_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,7 @@ import (
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
-const healthy = "module, slots, PIN source, token, PIN state, login, mechanisms, session limit, round trip, keys"
+const healthy = "module, slots, PIN source, token, PIN state, login, mechanisms, session limit, round trip, keys, signature"
 
 func TestAnHSMThatWorksIsOK(t *testing.T) {
 	test := testhsm.New(t)
@@ -33,8 +34,8 @@ func TestAnHSMThatWorksIsOK(t *testing.T) {
 		len(e.Algorithms) != 13 || e.RoundTrip <= 0 || !strings.HasPrefix(e.Library, "Implementation of PKCS11 2.") {
 		t.Errorf("%+v", e)
 	}
-	if d := check(t, e.Checks, "keys").Detail; !strings.HasPrefix(d, "1 key;") {
-		t.Errorf("keys: %s", d)
+	if d := check(t, e.Checks, "keys").Detail; d != "1 key" || e.UsableKeys != 1 || e.SignedKeys != 1 {
+		t.Errorf("keys: %s, %+v", d, e)
 	}
 
 	r = run(t, config(test), withKey("demo"))
@@ -102,6 +103,7 @@ func TestNoTokenOrSeveralFail(t *testing.T) {
 
 func TestASlotThatDoesNotAnswerIsAWarning(t *testing.T) {
 	test := testhsm.New(t, "good", "odd")
+	testhsm.GenerateEC(t, test, "demo", "0a")
 	c := config(test)
 	odd := false
 	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module {
@@ -131,6 +133,7 @@ func (m *tokens) GetTokenInfo(slot uint) (pkcs11.TokenInfo, error) {
 
 func TestThePINIsNotSentToATokenInABadState(t *testing.T) {
 	test := testhsm.New(t)
+	testhsm.GenerateEC(t, test, "demo", "0a")
 	for _, state := range []struct {
 		name   string
 		set    uint
@@ -152,9 +155,9 @@ func TestThePINIsNotSentToATokenInABadState(t *testing.T) {
 			}}
 		}
 		r := run(t, c)
-		want, logins := "token, PIN state="+string(state.status), 0
+		want, logins := "token, PIN state="+string(state.status)+", mechanisms, session limit, round trip", 0
 		if state.status == doctor.Warn {
-			want, logins = want+", login, mechanisms, session limit, round trip, keys", 1
+			want, logins = strings.Replace(want, ", mech", ", login, mech", 1)+", keys, signature", 1
 		} else if !errors.Is(r.Failures()[0].Err, hsmkey.ErrPIN) {
 			t.Errorf("%s: %v", state.name, r.Failures())
 		}
@@ -172,7 +175,7 @@ func TestAWrongPINIsSentOnce(t *testing.T) {
 	c := config(test)
 	c.Pool.Module, c.Pool.PIN = spy, sessionpool.StaticPIN("not-"+testhsm.PIN)
 	r := run(t, c, withKey("demo"))
-	wantNames(t, all(r), "module, slots, PIN source, token, PIN state, login=fail")
+	wantNames(t, all(r), "module, slots, PIN source, token, PIN state, login=fail, mechanisms, session limit, round trip")
 	if f := r.Failures(); len(f) != 1 || !errors.Is(f[0].Err, hsmkey.ErrPIN) {
 		t.Errorf("%v", f)
 	}
@@ -186,6 +189,7 @@ func TestAWrongPINIsSentOnce(t *testing.T) {
 
 func TestALoginBySomebodyElseLeavesThePINUnverified(t *testing.T) {
 	test := testhsm.New(t)
+	testhsm.GenerateEC(t, test, "demo", "0a")
 	other := pkcs11.New(test.Module)
 	if err := other.Initialize(); err != nil {
 		t.Fatal(err)
@@ -220,10 +224,15 @@ func TestALoginBySomebodyElseLeavesThePINUnverified(t *testing.T) {
 }
 
 func TestWithoutAPINPrivateKeysDoNotShow(t *testing.T) {
-	c := config(testhsm.New(t))
+	test := testhsm.New(t)
+	testhsm.GenerateEC(t, test, "demo", "0a")
+	c := config(test)
 	c.Pool.PIN = nil
 	r := run(t, c)
-	wantNames(t, all(r), strings.Replace(healthy, "login", "login=warn", 1))
+	wantNames(t, all(r), "module, slots, PIN source, token, PIN state, login=warn, mechanisms, session limit, round trip, keys=fail")
+	if c := check(t, all(r), "keys"); !errors.Is(c.Err, hsmkey.ErrKeyNotFound) || !strings.Contains(c.Hint, "PIN") {
+		t.Errorf("%+v", c)
+	}
 	if got := r.Endpoints[0].Login; got != doctor.NoPIN {
 		t.Errorf("login %q", got)
 	}
@@ -236,10 +245,13 @@ func TestATokenWithOneSessionWorks(t *testing.T) {
 	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module {
 		return &tokens{Module: m, edit: func(i *pkcs11.TokenInfo) error { i.MaxSessionCount = 1; return nil }}
 	}
-	r := run(t, c, withKey("demo"))
-	wantNames(t, r.Endpoints[0].Checks, "token, PIN state, login, mechanisms, session limit=warn, round trip, key, signature")
-	if e := r.Endpoints[0]; e.Sessions != 1 || e.TokenLimit != 1 {
-		t.Errorf("%+v", e)
+	for _, list := range []string{"", write(t, 0o600, "pkcs11:token="+test.Labels[0]+"?module-path="+test.Module)} {
+		c.Balance.Lists = list
+		r := run(t, c, withKey("demo"))
+		wantNames(t, r.Endpoints[0].Checks, "token, PIN state, login, mechanisms, session limit=warn, round trip, key, signature")
+		if e := r.Endpoints[0]; e.Sessions != 1 || e.TokenLimit != 1 {
+			t.Errorf("%+v", e)
+		}
 	}
 }
 
@@ -302,6 +314,75 @@ type forger struct{ sessionpool.Module }
 
 func (m forger) SignSingle(_ []byte, _ pkcs11.SessionHandle, _ *pkcs11.Mechanism, _ pkcs11.ObjectHandle, _ []byte, size int) ([]byte, error) {
 	return slices.Repeat([]byte{1}, size), nil
+}
+
+func TestWithoutAKeyThereIsNoSignature(t *testing.T) {
+	test := testhsm.New(t)
+	for _, others := range []string{"no key for tokens", "no key for tokens, and 1 for other purposes"} {
+		r := run(t, config(test))
+		wantNames(t, all(r), strings.Replace(healthy, "keys, signature", "keys=fail", 1))
+		if c := check(t, all(r), "keys"); !errors.Is(c.Err, hsmkey.ErrKeyNotFound) || c.Detail != others {
+			t.Errorf("%+v, want %s", c, others)
+		}
+		aes(t, open(t, config(test)), "wrapping")
+	}
+}
+
+func TestEveryKeySignsOnce(t *testing.T) {
+	test := testhsm.New(t)
+	h := open(t, config(test))
+	for n, typ := range []hsmkey.KeyType{hsmkey.Ed25519, hsmkey.RSA2048, hsmkey.P256} {
+		if _, err := h.Generate(t.Context(), fmt.Sprint(n), typ, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := config(test)
+	injector := fault.New()
+	c.Pool.Wrap = injector.Wrap
+	r := run(t, c)
+	wantNames(t, all(r), healthy)
+	if e := r.Endpoints[0]; e.UsableKeys != 3 || e.SignedKeys != 3 {
+		t.Errorf("%+v", e)
+	}
+
+	// Which one fails is told, and the others sign.
+	injector.Fail("C_Sign", 1, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED)
+	r = run(t, c)
+	wantNames(t, all(r), healthy+"=fail")
+	if got := check(t, all(r), "signature"); !strings.Contains(got.Detail, `"0"`) || r.Endpoints[0].SignedKeys != 2 {
+		t.Errorf("%+v, %+v", got, r.Endpoints[0])
+	}
+}
+
+func TestOfManyKeysSomeSign(t *testing.T) {
+	test := testhsm.New(t)
+	h := open(t, config(test))
+	for n := range byte(18) {
+		put(t, h, fmt.Sprintf("key %02d", n), newKeyOnce(t), n+1)
+	}
+	if err := h.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := config(test)
+	injector := fault.New()
+	c.Pool.Wrap = injector.Wrap
+	r := run(t, c)
+	wantNames(t, all(r), healthy)
+	e := r.Endpoints[0]
+	if d := check(t, e.Checks, "signature").Detail; e.UsableKeys != 18 || e.SignedKeys != 16 || !strings.Contains(d, "16 keys of 18") {
+		t.Errorf("%s, %+v", d, e)
+	}
+
+	// One that does not answer is not asked for each of them.
+	injector.FailAll("C_Sign", pkcs11.CKR_DEVICE_ERROR)
+	r = run(t, c)
+	wantNames(t, all(r), healthy+"=fail")
+	if f := r.Failures(); !errors.Is(f[0].Err, hsmkey.ErrSession) {
+		t.Errorf("%v, want ErrSession", f)
+	}
 }
 
 func TestASignatureThatDoesNotVerifyFails(t *testing.T) {

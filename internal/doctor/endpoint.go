@@ -49,18 +49,15 @@ func (x *examination) examine(ctx context.Context, e *Endpoint, source sessionpo
 	e.Token, e.Serial, e.TokenLimit = token.info.Label, token.info.Serial, token.info.MaxSessions
 	e.RoundTrip = Milliseconds(token.roundTrip)
 	found.ok("token", "%q, serial %s, %s by %s, in slot %d", token.info.Label, token.info.Serial, token.info.Model, token.info.Manufacturer, token.info.Slot)
-	if !checkPINState(found, token.flags) {
-		return
-	}
-	if !x.logIn(ctx, e, source) {
-		return
-	}
+	loggedIn := checkPINState(found, token.flags) && x.logIn(ctx, e, source)
 	checkAlgorithms(found, e, token.on)
 	x.checkSessions(found, e, token.on)
 	found.ok("round trip", "%s", e.RoundTrip)
-	if x.keyWanted() {
+	switch {
+	case !loggedIn:
+	case x.keyWanted():
 		x.checkKey(ctx, e, source)
-	} else {
+	default:
 		x.listKeys(ctx, e, source)
 	}
 }

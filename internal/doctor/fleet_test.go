@@ -78,16 +78,22 @@ func put(t *testing.T, h *hsmkey.HSM, label string, key any, id ...byte) {
 	}
 }
 
+// putEverywhere imports one key into every token.
+func putEverywhere(t *testing.T, test *testhsm.HSM, label string) {
+	t.Helper()
+	key := newKey(t)
+	for _, token := range test.Labels {
+		put(t, on(t, test, token), label, key)
+	}
+}
+
 const working = "token, PIN state, login, mechanisms, session limit, round trip, "
 
 func TestEveryEndpointOfEveryListIsExamined(t *testing.T) {
 	test := testhsm.New(t, "north", "east", "west")
 	c, uris := fleetOf(t, test)
 	c.Balance.Lists = write(t, 0o600, uris[:2]...) + ":" + write(t, 0o600, uris[2])
-	key := newKey(t)
-	for _, label := range test.Labels {
-		put(t, on(t, test, label), "demo", key)
-	}
+	putEverywhere(t, test, "demo")
 	r := run(t, c, withKey("demo"))
 	wantNames(t, r.Checks, "lists, PIN source")
 	if r.Status != doctor.OK || len(r.Endpoints) != 3 || len(r.Keys) != 0 {
@@ -101,6 +107,12 @@ func TestEveryEndpointOfEveryListIsExamined(t *testing.T) {
 		}
 	}
 	r = run(t, c)
+	for _, e := range r.Endpoints {
+		wantNames(t, e.Checks, working+"keys, signature")
+		if e.UsableKeys != 1 || e.SignedKeys != 1 {
+			t.Errorf("%+v", e)
+		}
+	}
 	if len(r.Keys) != 1 || r.Keys[0].Label != "demo" || r.Keys[0].Status != doctor.OK || r.Keys[0].KeyID == "" || r.Keys[0].Type != hsmkey.P256 {
 		t.Errorf("%+v", r.Keys)
 	}
@@ -163,10 +175,10 @@ func TestWithoutAKeyInMindAllAreCompared(t *testing.T) {
 		"secret":     {status: doctor.OK},
 		"two ids":    {status: doctor.OK},
 		"two kids":   {status: doctor.Warn},
-		"missing":    {status: doctor.Warn, missing: uris[2:]},
+		"missing":    {status: doctor.Fail, missing: uris[2:]},
 		"different":  {status: doctor.Fail, different: uris[1:2]},
 		"other type": {status: doctor.Fail, different: uris[1:2]},
-		"twin":       {status: doctor.Warn, missing: uris[:2], ambiguous: uris[2:]},
+		"twin":       {status: doctor.Fail, missing: uris[:2], ambiguous: uris[2:]},
 		"wrapping":   {status: doctor.OK},
 		"odd here":   {status: doctor.Fail, different: uris[:1], missing: uris[1:2]},
 	}
@@ -178,15 +190,24 @@ func TestWithoutAKeyInMindAllAreCompared(t *testing.T) {
 		if k.Status != doctor.OK && k.Hint == "" || k.Detail == "" {
 			t.Errorf("%s has no hint, or no detail: %+v", k.Name(), k)
 		}
-		if k.Status == doctor.Fail && !errors.Is(k.Err, hsmkey.ErrKeyMismatch) {
-			t.Errorf("%s: %v", k.Name(), k.Err)
+		var sentinel error // of the worst
+		switch {
+		case len(k.Different) > 0:
+			sentinel = hsmkey.ErrKeyMismatch
+		case len(k.Ambiguous) > 0:
+			sentinel = hsmkey.ErrAmbiguous
+		case len(k.Missing) > 0:
+			sentinel = hsmkey.ErrKeyNotFound
+		}
+		if !errors.Is(k.Err, sentinel) {
+			t.Errorf("%s: %v, want %v", k.Name(), k.Err, sentinel)
 		}
 		delete(want, k.Label)
 	}
 	if len(want) > 0 {
 		t.Errorf("nothing is said of %v", want)
 	}
-	if r.Status != doctor.Fail || len(r.Failures()) != 3 {
+	if r.Status != doctor.Fail || len(r.Failures()) != 5 {
 		t.Errorf("%s, %v", r.Status, r.Failures())
 	}
 }
@@ -251,6 +272,12 @@ func TestAWrongPINCostsTheFleetOneAttempt(t *testing.T) {
 	if len(r.Failures()) != 3 {
 		t.Errorf("%d failures, want each endpoint's", len(r.Failures()))
 	}
+	for i, e := range r.Endpoints { // what needs no login is found out all the same
+		wantNames(t, e.Checks, "token, PIN state, login=fail, mechanisms, session limit, round trip")
+		if e.Token != test.Labels[i] || e.RoundTrip <= 0 || len(e.Algorithms) == 0 || e.Sessions == 0 {
+			t.Errorf("%+v", e)
+		}
+	}
 	if n := calls("C_Login"); n != 1 {
 		t.Errorf("%d calls of C_Login, want 1", n)
 	}
@@ -259,25 +286,28 @@ func TestAWrongPINCostsTheFleetOneAttempt(t *testing.T) {
 func TestEachEndpointMayHaveAPINOfItsOwn(t *testing.T) {
 	test := testhsm.New(t, "north", "east", "west")
 	c, uris := fleetOf(t, test)
+	putEverywhere(t, test, "demo")
 	c.Pool.PIN = nil
 	good, exposed := write(t, 0o600, testhsm.PIN), write(t, 0o644, testhsm.PIN)
 	c.Balance.Lists = write(t, 0o600, uris[0]+"&pin-source=file:"+good, uris[1]+"&pin-source=file:"+exposed, uris[2]+"&pin-value="+testhsm.PIN)
 	missing := func(o *doctor.Options) { o.PIN = doctor.PINOrigin{File: "/nowhere/pin"} } // needed by nobody
 	r := run(t, c, missing)
 	wantNames(t, r.Checks, "lists")
-	wantNames(t, checksOf(t, r, "north"), "PIN source, "+working+"keys")
-	wantNames(t, checksOf(t, r, "east"), "PIN source=warn, "+working+"keys")
-	wantNames(t, checksOf(t, r, "west"), "PIN source, "+working+"keys")
+	wantNames(t, checksOf(t, r, "north"), "PIN source, "+working+"keys, signature")
+	wantNames(t, checksOf(t, r, "east"), "PIN source=warn, "+working+"keys, signature")
+	wantNames(t, checksOf(t, r, "west"), "PIN source, "+working+"keys, signature")
 
 	c.Balance.Lists = write(t, 0o644, uris[2]+"&pin-value="+testhsm.PIN)
-	wantNames(t, checksOf(t, run(t, c), "west"), "PIN source=warn, "+working+"keys")
+	wantNames(t, checksOf(t, run(t, c), "west"), "PIN source=warn, "+working+"keys, signature")
 }
 
 func TestDeadHSMsDoNotHideTheOthers(t *testing.T) {
 	var lines []string
 	var servers []*testhsm.Server
 	for i := range 4 {
-		s := testhsm.Remote(t, testhsm.NewDetached(t), fmt.Sprintf("127.0.0.%d:0", i+2))
+		h := testhsm.NewDetached(t)
+		testhsm.GenerateEC(t, h, "demo", "01")
+		s := testhsm.Remote(t, h, fmt.Sprintf("127.0.0.%d:0", i+2))
 		servers = append(servers, s)
 		host, port, err := net.SplitHostPort(s.Address)
 		if err != nil {
@@ -297,7 +327,7 @@ func TestDeadHSMsDoNotHideTheOthers(t *testing.T) {
 			t.Errorf("%s: %s", e.Name, e.Transport)
 		}
 		if !dead {
-			wantNames(t, e.Checks, working+"keys")
+			wantNames(t, e.Checks, working+"keys, signature")
 			continue
 		}
 		wantNames(t, e.Checks, "connection=fail")
@@ -328,6 +358,7 @@ func TestATokenThatIsNotThereIsAMistakeAndLacksNoKey(t *testing.T) {
 func TestEndpointsAreExaminedAtTheSameTime(t *testing.T) {
 	test := testhsm.New(t, "north", "east", "west")
 	c, _ := fleetOf(t, test)
+	putEverywhere(t, test, "demo")
 	// Nobody gets an answer until all have asked.
 	var asked sync.WaitGroup
 	asked.Add(len(test.Labels))
@@ -350,7 +381,9 @@ func (m *barrier) GetInfo() (pkcs11.Info, error) {
 
 func TestTheTransportIsTold(t *testing.T) {
 	files := testhsm.NewTLSFiles(t)
-	server := testhsm.RemoteTLS(t, testhsm.NewDetached(t), "127.0.0.2:0", files)
+	detached := testhsm.NewDetached(t)
+	testhsm.GenerateEC(t, detached, "demo", "01")
+	server := testhsm.RemoteTLS(t, detached, "127.0.0.2:0", files)
 	host, port, err := net.SplitHostPort(server.Address)
 	if err != nil {
 		t.Fatal(err)
@@ -359,7 +392,7 @@ func TestTheTransportIsTold(t *testing.T) {
 	c.Balance.Lists = write(t, 0o600, host+" "+port)
 	c.Balance.TLSCA, c.Balance.TLSCert, c.Balance.TLSKey = files.CA, files.ClientCert, files.ClientKey
 	r := run(t, c)
-	wantNames(t, all(r), "lists, PIN source, "+working+"keys")
+	wantNames(t, all(r), "lists, PIN source, "+working+"keys, signature")
 	if e := r.Endpoints[0]; e.Transport != doctor.TLS || e.Sessions != sessionpool.DefaultMaxSessions || slices.Contains(e.Algorithms, hsmkey.EdDSA) {
 		t.Errorf("%+v", e)
 	}
@@ -373,10 +406,11 @@ func TestTheTransportIsTold(t *testing.T) {
 	}
 
 	test := testhsm.New(t)
+	testhsm.GenerateEC(t, test, "demo", "01")
 	c = config(test)
 	c.Balance = balance.Config{Lists: write(t, 0o600, "10.0.20.1 4433"), Remote: balance.RemoteModule, RemoteEnv: "VENDOR_HOST={host}"}
 	r = run(t, c)
-	wantNames(t, all(r), "lists, PIN source, "+working+"keys")
+	wantNames(t, all(r), "lists, PIN source, "+working+"keys, signature")
 	if e := r.Endpoints[0]; e.Transport != doctor.Vendor {
 		t.Errorf("%+v", e)
 	}
@@ -385,8 +419,8 @@ func TestTheTransportIsTold(t *testing.T) {
 func TestAnInterruptEndsTheExamination(t *testing.T) {
 	test := testhsm.New(t)
 	c := config(test)
-	injector := fault.New()
-	c.Pool.Wrap = injector.Wrap
+	injector, end := fault.New(), make(chan struct{})
+	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module { return &oneLogin{injector.Wrap(m), end} }
 	reached, release := injector.Hang("C_Login")
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-reached; cancel() }()
@@ -395,8 +429,20 @@ func TestAnInterruptEndsTheExamination(t *testing.T) {
 		t.Errorf("%v", f)
 	}
 	release()
+	<-end // it writes to the token's directory
 	// The library is finalised by whoever uses it next.
 	open(t, config(test))
+}
+
+// oneLogin tells when C_Login comes back.
+type oneLogin struct {
+	sessionpool.Module
+	end chan struct{}
+}
+
+func (m *oneLogin) Login(session pkcs11.SessionHandle, user uint, pin string) error {
+	defer close(m.end)
+	return m.Module.Login(session, user, pin)
 }
 
 func TestAReportIsJSON(t *testing.T) {
@@ -414,6 +460,8 @@ func TestAReportIsJSON(t *testing.T) {
 			Endpoint, List, Status, Transport, Login string
 			Algorithms                               []string
 			RoundTrip                                float64 `json:"round_trip_ms"`
+			Usable                                   int     `json:"usable_keys"`
+			Signed                                   int     `json:"signed_keys"`
 		}
 		Keys []struct {
 			Label, Status, Kid string
@@ -423,7 +471,8 @@ func TestAReportIsJSON(t *testing.T) {
 	if err := json.Unmarshal(text, &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Status != "warn" || len(got.Checks) != 2 || len(got.Endpoints) != 2 || got.Endpoints[1].Endpoint != uris[1] || got.Endpoints[0].Status != "ok" ||
+	if got.Status != "fail" || len(got.Checks) != 2 || len(got.Endpoints) != 2 || got.Endpoints[1].Endpoint != uris[1] || got.Endpoints[0].Status != "ok" ||
+		got.Endpoints[1].Status != "fail" || got.Endpoints[0].Usable != 1 || got.Endpoints[0].Signed != 1 || got.Endpoints[1].Usable != 0 ||
 		got.Endpoints[0].RoundTrip <= 0 || len(got.Keys) != 1 || !slices.Equal(got.Keys[0].Missing, uris[1:]) {
 		t.Errorf("%s", text)
 	}

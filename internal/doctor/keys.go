@@ -65,12 +65,12 @@ func (x *examination) checkKey(ctx context.Context, e *Endpoint, source sessionp
 	if err != nil {
 		hint := "`hsmkey key list` shows the keys of a token"
 		switch {
-		case errors.Is(err, hsmkey.ErrSession), errors.Is(err, hsmkey.ErrTimeout):
+		case down(err):
 			hint = connectionHint(e.Transport, err)
 		case errors.Is(err, hsmkey.ErrKeyNotFound):
 			e.Key = Missing
 			if e.List != "" {
-				hint = "`hsmkey key import` with the balance list puts a key onto every endpoint that lacks it"
+				hint = importHint
 			}
 		case errors.Is(err, hsmkey.ErrAmbiguous):
 			e.Key = Ambiguous
@@ -86,8 +86,8 @@ func (x *examination) checkKey(ctx context.Context, e *Endpoint, source sessionp
 	checkSignature(ctx, e, key)
 }
 
-// signatures is how many signatures are measured, and signatureTime bounds how
-// long that may take.
+// signatures is how many signatures of a key are measured, and signatureTime
+// bounds how long that may take.
 const (
 	signatures    = 5
 	signatureTime = 2 * time.Second
@@ -97,41 +97,61 @@ const (
 func checkSignature(ctx context.Context, e *Endpoint, key *hsmkey.HSMJWK) {
 	const name = "signature"
 	found := (*checks)(&e.Checks)
-	signer, err := jws.NewSigner(key, jws.Options{})
+	signed, hint, err := sign(ctx, e, key, signatures)
 	if err != nil {
-		found.fail(name, err, "`hsmkey key list` shows which algorithms each key signs with")
+		found.fail(name, err, hint)
 		return
 	}
+	e.Signature = signed.took
+	if key.Public() == nil {
+		found.ok(name, "%s, computed twice alike, %s", signed.algorithm, signed.took)
+		return
+	}
+	found.ok(name, "%s, verified with the public key, %s", signed.algorithm, signed.took)
+}
+
+// signed is what came of having a key sign.
+type signed struct {
+	algorithm hsmkey.Algorithm
+	took      Milliseconds // the median
+}
+
+// sign has a key sign some times, and verifies what it signs. The hint is for the
+// error.
+func sign(ctx context.Context, e *Endpoint, key *hsmkey.HSMJWK, times int) (s signed, hint string, err error) {
+	signer, err := jws.NewSigner(key, jws.Options{})
+	if err != nil {
+		return signed{}, "`hsmkey key list` shows which algorithms each key signs with", err
+	}
 	var token string
-	took, err := median(signatures, signatureTime, func() (err error) {
+	took, err := median(times, signatureTime, func() (err error) {
 		token, err = signer.Sign(ctx, []byte("hsmkey doctor"))
 		return err
 	})
 	if err != nil {
 		hint := "may the key sign, and does the token do this algorithm?"
-		if errors.Is(err, hsmkey.ErrSession) || errors.Is(err, hsmkey.ErrTimeout) {
+		if down(err) {
 			hint = connectionHint(e.Transport, err)
 		}
-		found.fail(name, err, hint)
-		return
+		return signed{}, hint, err
 	}
 	verifier, err := jws.NewKeyVerifier(key, jws.VerifierOptions{Algorithms: []hsmkey.Algorithm{signer.Algorithm()}})
 	if err == nil {
 		_, err = verifier.Verify(ctx, token)
 	}
 	if err != nil {
-		found.fail(name, failure(hsmkey.ErrUnsupported, err, "the key signs, but not by its public key"), "does the public key on the token belong to the private key?")
-		return
+		return signed{}, "does the public key on the token belong to the private key?",
+			failure(hsmkey.ErrUnsupported, err, "the key signs, but not by its public key")
 	}
-	e.Signature = Milliseconds(took)
-	if key.Public() == nil {
-		found.ok(name, "%s, computed twice alike, %s", signer.Algorithm(), e.Signature)
-		return
-	}
-	found.ok(name, "%s, verified with the public key, %s", signer.Algorithm(), e.Signature)
+	return signed{signer.Algorithm(), Milliseconds(took)}, "", nil
 }
 
-// listKeys takes down every key of an endpoint.
+// down reports whether err is the HSM's, not the key's.
+func down(err error) bool {
+	return errors.Is(err, hsmkey.ErrSession) || errors.Is(err, hsmkey.ErrTimeout)
+}
+
+// listKeys takes down every key of an endpoint, and has them sign.
 func (x *examination) listKeys(ctx context.Context, e *Endpoint, source sessionpool.Source) {
 	const name = "keys"
 	found := (*checks)(&e.Checks)
@@ -140,27 +160,70 @@ func (x *examination) listKeys(ctx context.Context, e *Endpoint, source sessionp
 		found.fail(name, err, connectionHint(e.Transport, err))
 		return
 	}
-	usable := 0
+	var usable []*hsmkey.HSMJWK
 	for _, info := range list {
 		seen := sighting{label: info.Label, id: hex.EncodeToString(info.ID), err: info.Err}
 		if info.Err == nil {
-			usable++
 			if seen, err = see(ctx, info.Label, info.ID, info.Key); err != nil {
 				found.fail(name, err, connectionHint(e.Transport, err))
 				return
 			}
 		}
+		if seen.err == nil {
+			usable = append(usable, info.Key)
+		}
 		e.keys = append(e.keys, seen)
 	}
-	text := count(usable, "key")
-	if others := len(list) - usable; others > 0 {
-		text += fmt.Sprintf(", and %d for other purposes than tokens", others)
+	e.listed, e.UsableKeys = true, len(usable)
+	text := count(len(usable), "key")
+	if len(usable) == 0 {
+		text = "no key for tokens"
 	}
-	if len(list) > 0 && e.List == "" {
-		text += "; --key LABEL tests one"
+	if others := len(list) - len(usable); others > 0 {
+		text += fmt.Sprintf(", and %d for other purposes", others)
+	}
+	if len(usable) == 0 {
+		hint := "`hsmkey key generate` makes a key"
+		switch {
+		case e.Login == NoPIN:
+			hint = "set HSM_PIN_FILE or HSM_PIN: without a PIN private keys do not show"
+		case e.List != "":
+			hint = importHint
+		}
+		found.fail(name, failure(hsmkey.ErrKeyNotFound, nil, "%s", text), hint)
+		return
 	}
 	found.ok(name, "%s", text)
-	e.listed = true
+	tryKeys(ctx, e, usable)
+}
+
+// mostTried is how many keys of an endpoint sign where none was asked for: a token
+// may have thousands. They are the first by label and id, so that endpoints with
+// the same keys try the same ones.
+const mostTried = 16
+
+// tryKeys has each key sign once.
+func tryKeys(ctx context.Context, e *Endpoint, usable []*hsmkey.HSMJWK) {
+	const name = "signature"
+	found := (*checks)(&e.Checks)
+	tried := usable[:min(len(usable), mostTried)]
+	for _, key := range tried {
+		if _, hint, err := sign(ctx, e, key, 1); err != nil {
+			found.fail(name, fmt.Errorf("the key with %s: %w", hsmkey.Query{Label: key.Label(), ID: key.ID()}, err), hint)
+			if down(err) {
+				return // for the other keys, too
+			}
+			continue
+		}
+		e.SignedKeys++
+	}
+	switch {
+	case e.SignedKeys < len(tried):
+	case len(tried) < len(usable):
+		found.ok(name, "of the first %d keys of %d, one each; --key LABEL tries another one", len(tried), len(usable))
+	default:
+		found.ok(name, "of each key, once")
+	}
 }
 
 // compareAsked finds the endpoints that have another key than the others, of
@@ -184,6 +247,8 @@ func compareAsked(endpoints []*Endpoint) {
 		}
 	}
 }
+
+const importHint = "`hsmkey key import` with the balance list puts a key onto every endpoint that lacks it"
 
 const differentHint = "delete the wrong key with a balance list of its endpoint alone, then import the right one with the whole list"
 
@@ -276,16 +341,17 @@ func (k *Key) judge(listed, kids int, odd error, unusable bool) {
 		k.Hint = cmp.Or(k.Hint, hint)
 		parts = append(parts, fmt.Sprintf(format, args...))
 	}
-	if on := strings.Join(k.Different, ", "); on != "" {
-		k.Err = failure(hsmkey.ErrKeyMismatch, nil, "another key on %s", on)
-		note(Fail, differentHint, "another key on %s", on)
+	failed := func(sentinel error, what string, endpoints []string, hint string) {
+		if on := strings.Join(endpoints, ", "); on != "" {
+			note(Fail, hint, "%s %s", what, on)
+			if k.Err == nil {
+				k.Err = failure(sentinel, nil, "%s %s", what, on)
+			}
+		}
 	}
-	if on := strings.Join(k.Ambiguous, ", "); on != "" {
-		note(Warn, "a key that is looked up by this name is not used there; --id tells them apart", "several keys of this name on %s", on)
-	}
-	if on := strings.Join(k.Missing, ", "); on != "" {
-		note(Warn, "`hsmkey key import` with the balance list puts a key onto every endpoint that lacks it", "missing on %s", on)
-	}
+	failed(hsmkey.ErrKeyMismatch, "another key on", k.Different, differentHint)
+	failed(hsmkey.ErrAmbiguous, "several keys of this name on", k.Ambiguous, "a key that is looked up by this name is not used there; --id tells them apart")
+	failed(hsmkey.ErrKeyNotFound, "missing on", k.Missing, importHint)
 	if kids > 1 {
 		note(Warn, "the kid of an HMAC key is its id: import it everywhere with the same --id", "the same key under several ids, and so with several kids")
 	}

@@ -54,6 +54,8 @@ type Endpoint struct {
 	RoundTrip  Milliseconds       `json:"round_trip_ms,omitempty"`
 	Key        KeyState           `json:"key,omitempty"`          // of the key that was asked for
 	Signature  Milliseconds       `json:"signature_ms,omitempty"` // with it
+	UsableKeys int                `json:"usable_keys,omitempty"`  // where none was asked for: those that are for tokens
+	SignedKeys int                `json:"signed_keys,omitempty"`  // and those of them that signed, of the first 16
 	Checks     []Check            `json:"checks"`
 
 	keys   []sighting
