@@ -142,7 +142,7 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 		run := &batchRun{
 			app: a, flags: f, opts: opts, signer: signer,
 			claims: claimsMaker{expiresIn: f.expiresIn, uniqueID: f.uniqueID},
-			lines:  batchfile.NewLines(input), progress: a.newProgress(input),
+			lines:  batchfile.NewLines(input, batchfile.MaxLine), progress: a.newProgress(input),
 		}
 		return run.do(ctx)
 	})

@@ -105,9 +105,6 @@ func (r *batchRun) catchUp(ctx context.Context) error {
 			if errors.Is(err, io.EOF) {
 				break
 			}
-			if err == nil {
-				err = token.Err
-			}
 			if err != nil {
 				return fmt.Errorf("reading the output: %w", err)
 			}
@@ -124,7 +121,7 @@ func (r *batchRun) catchUp(ctx context.Context) error {
 
 // pass goes to the line of a token.
 func (r *batchRun) pass(ctx context.Context, token batchfile.Line) error {
-	header, payload, ok := splitToken(token.Text)
+	header, payload, ok := splitToken(token.Text) // too long for a token is none
 	if !ok || header != r.signer.EncodedHeader() {
 		return changed("token %d of the output does not have the header that belongs to the key and options", token.Number)
 	}
@@ -239,7 +236,7 @@ func (r *batchRun) prepare(_ int, item []byte) ([]byte, error) {
 
 func (r *batchRun) payload(text []byte) ([]byte, error) {
 	if len(text) == 0 {
-		return nil, batchfile.ErrTooLong
+		return nil, batchfile.TooLongError(batchfile.MaxLine)
 	}
 	return r.claims.make(text)
 }

@@ -20,14 +20,14 @@ import (
 func all(t testing.TB, input io.Reader) []string {
 	t.Helper()
 	var got []string
-	for lines := batchfile.NewLines(input); ; {
+	for lines := batchfile.NewLines(input, batchfile.MaxLine); ; {
 		line, err := lines.Next()
 		switch {
 		case errors.Is(err, io.EOF):
 			return got
 		case err != nil:
 			t.Fatal(err)
-		case errors.Is(line.Err, batchfile.ErrTooLong) && len(line.Text) == 0:
+		case errors.Is(line.Err, batchfile.TooLongError(batchfile.MaxLine)) && len(line.Text) == 0:
 			got = append(got, string(rune('0'+line.Number))+"!")
 		case line.Err != nil:
 			t.Fatal(line.Err)
@@ -106,7 +106,7 @@ func TestALineOf100MiBIsNotHeld(t *testing.T) {
 }
 
 func TestAnInputThatCannotBeReadIsAnError(t *testing.T) {
-	lines := batchfile.NewLines(io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(os.ErrPermission)))
+	lines := batchfile.NewLines(io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(os.ErrPermission)), batchfile.MaxLine)
 	if line, err := lines.Next(); err != nil || string(line.Text) != "a" {
 		t.Errorf("the first line: %q, %v", line.Text, err)
 	}
@@ -229,6 +229,26 @@ func TestATornLineIsCutOffWhenTheOutputGoesOn(t *testing.T) {
 	}
 }
 
+func TestATokenMayBeLongerThanALineOfClaims(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "out")
+	longest := strings.Repeat("x", batchfile.MaxToken)
+	write(t, batchfile.Create, name, false, longest, longest+"x", "a")
+	o, err := batchfile.Resume(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens := o.Tokens()
+	for i, want := range []string{longest, "", "a"} {
+		line, err := tokens.Next()
+		if err != nil || string(line.Text) != want || (line.Err != nil) != (want == "") {
+			t.Errorf("token %d: %d bytes, %v, %v", i+1, len(line.Text), line.Err, err)
+		}
+	}
+	if _, err := o.Abandon(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFinishedOutputStaysWhileItIsContinued(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "out")
@@ -305,7 +325,7 @@ func FuzzLines(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, input []byte) {
-		lines := batchfile.NewLines(iotest.HalfReader(bytes.NewReader(input)))
+		lines := batchfile.NewLines(iotest.HalfReader(bytes.NewReader(input)), batchfile.MaxLine)
 		for i, want := range bytes.Split(bytes.TrimPrefix(input, []byte("\uFEFF")), []byte("\n")) {
 			want = bytes.TrimSuffix(want, []byte("\r"))
 			if len(bytes.TrimSpace(want)) == 0 {

@@ -133,7 +133,7 @@ func (o *Output) Finished() bool { return o.finished && !o.torn }
 
 // Tokens are the tokens that the output holds already.
 func (o *Output) Tokens() *Lines {
-	return NewLines(io.NewSectionReader(o.file, 0, o.complete))
+	return NewLines(io.NewSectionReader(o.file, 0, o.complete), MaxToken)
 }
 
 // Begin makes the output ready for more tokens: a last line that is torn goes,
