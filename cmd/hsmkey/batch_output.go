@@ -2,8 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"errors"
 	"io"
 	"os"
 	"sync"
@@ -70,18 +68,12 @@ type progress struct {
 
 // newProgress makes a bar if standard error is a terminal. Of a file it knows how
 // many lines there are to come.
-func (a *app) newProgress(input *os.File) *progress {
+func (a *app) newProgress(input *batchInput) *progress {
 	terminal, ok := a.stderr.(*os.File)
 	if !ok || !term.IsTerminal(int(terminal.Fd())) {
 		return &progress{}
 	}
-	total := -1
-	if info, err := input.Stat(); err == nil && info.Mode().IsRegular() {
-		if n, err := countLines(input); err == nil {
-			total = n
-		}
-	}
-	return &progress{bar: progressbar.NewOptions(total,
+	return &progress{bar: progressbar.NewOptions(input.count(),
 		progressbar.OptionSetWriter(terminal),
 		progressbar.OptionSetDescription("signing"),
 		progressbar.OptionSetItsString("tokens"),
@@ -91,33 +83,6 @@ func (a *app) newProgress(input *os.File) *progress {
 		progressbar.OptionFullWidth(),
 		progressbar.OptionClearOnFinish(),
 	)}
-}
-
-// countLines counts the ends of lines from where a file stands, and goes back.
-func countLines(file *os.File) (int, error) {
-	at, err := file.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return 0, err
-	}
-	count, ended := 0, true
-	for block := make([]byte, 256<<10); ; {
-		n, err := file.Read(block)
-		count += bytes.Count(block[:n], []byte{'\n'})
-		if n > 0 {
-			ended = bytes.HasSuffix(block[:n], []byte{'\n'})
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	if !ended {
-		count++
-	}
-	_, err = file.Seek(at, io.SeekStart)
-	return count, err
 }
 
 // drawEvery is how often the bar is drawn.

@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds the wait for what the terminal must show.
-const patience = 30 * time.Second
-
 // terminal is a pseudo-terminal: what a person types into and reads.
 type terminal struct {
 	t      *testing.T
