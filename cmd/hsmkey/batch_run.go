@@ -56,13 +56,8 @@ func (r *batchRun) openOutput() (err error) {
 	} else {
 		r.out, err = batchfile.Create(r.flags.out)
 	}
-	switch {
-	case errors.Is(err, batchfile.ErrInUse):
-		return withHint(err, "wait for the other run to end")
-	case errors.Is(err, batchfile.ErrUnfinished):
-		return withHint(err, "go on with --resume, or remove that file")
-	case err != nil:
-		return withHint(fmt.Errorf("--out: %w", err), "does the directory exist, and may you write there?")
+	if err != nil {
+		return withHint(outputHint(fmt.Errorf("--out: %w", err)), "does the directory exist, and may you write there?")
 	}
 	return nil
 }
@@ -92,7 +87,20 @@ func outputError(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("writing the output: %w", err)
+	return outputHint(fmt.Errorf("writing the output: %w", err))
+}
+
+// outputHint says what to do where the file of the output is not as it should be.
+func outputHint(err error) error {
+	switch {
+	case errors.Is(err, batchfile.ErrInUse):
+		return withHint(err, "wait for the other run to end")
+	case errors.Is(err, batchfile.ErrUnfinished):
+		return withHint(err, "go on with --resume, or remove that file")
+	case errors.Is(err, batchfile.ErrReplaced):
+		return withHint(err, "its tokens are lost: run this again, and leave the file alone meanwhile")
+	}
+	return err
 }
 
 // catchUp finds the line that comes after the tokens of earlier runs. Each of

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 
@@ -287,13 +289,100 @@ func TestAnOutputIsWrittenByOneAtATime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := batchfile.Resume(name); !errors.Is(err, batchfile.ErrInUse) {
-		t.Errorf("Resume = %v, want ErrInUse", err)
+	for _, open := range []func(string) (*batchfile.Output, error){batchfile.Create, batchfile.Resume} {
+		if _, err := open(name); !errors.Is(err, batchfile.ErrInUse) {
+			t.Errorf("it is opened again: %v, want ErrInUse", err)
+		}
 	}
 	if _, err := o.Abandon(); err != nil {
 		t.Fatal(err)
 	}
 	write(t, batchfile.Resume, name, true, "a")
+}
+
+func TestOfManyWhoBeginAnOutputOneMay(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "out")
+	var began atomic.Int32
+	for range 500 {
+		var group sync.WaitGroup
+		for range 4 {
+			group.Go(func() {
+				o, err := batchfile.Create(name)
+				if errors.Is(err, batchfile.ErrInUse) {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if began.Add(1) != 1 {
+					t.Error("two write it")
+				}
+				began.Add(-1)
+				if _, err := o.Abandon(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+	}
+}
+
+func TestAnEmptyUnfinishedOutputIsNone(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "out")
+	empty := func() {
+		if err := os.WriteFile(name+batchfile.Suffix, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	empty()
+	write(t, batchfile.Create, name, true, "a")
+	holds(t, dir, "out", "a\n")
+	if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the output has the mode of what was there: %v, %v", info.Mode(), err)
+	}
+	empty()
+	o, err := batchfile.Resume(name)
+	if err != nil || !o.Finished() {
+		t.Fatalf("the finished output is not what is resumed: %v", err)
+	}
+	if _, err := o.Abandon(); err != nil {
+		t.Error(err)
+	}
+	holds(t, dir, "out", "a\n")
+}
+
+func TestAnOutputThatSomebodyTookAwayIsNotFinished(t *testing.T) {
+	for what, take := range map[string]func(string) error{
+		"removed": os.Remove,
+		"replaced": func(path string) error {
+			return errors.Join(os.Remove(path), os.WriteFile(path, []byte("x\n"), 0o600))
+		},
+	} {
+		for _, end := range []func(*batchfile.Output) error{
+			(*batchfile.Output).Finish,
+			func(o *batchfile.Output) error { _, err := o.Abandon(); return err },
+		} {
+			dir := t.TempDir()
+			name := filepath.Join(dir, "out")
+			o, err := batchfile.Create(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(o.Begin(), take(name+batchfile.Suffix)); err != nil {
+				t.Fatal(err)
+			}
+			if err := end(o); !errors.Is(err, batchfile.ErrReplaced) {
+				t.Errorf("%s: %v, want ErrReplaced", what, err)
+			}
+			if what == "removed" {
+				holds(t, dir)
+			} else {
+				holds(t, dir, "out.partial", "x\n")
+			}
+		}
+	}
 }
 
 func TestWhatIsNoFileIsNoOutput(t *testing.T) {

@@ -9,17 +9,17 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 )
 
 // Suffix is what the name of an unfinished output ends with. It stands beside
 // the output, so that finishing it is one rename.
 const Suffix = ".partial"
 
-// Errors of Create and Resume.
+// Errors of outputs.
 var (
 	ErrUnfinished = errors.New("an earlier run did not finish")
 	ErrInUse      = errors.New("another process is writing it")
+	ErrReplaced   = errors.New("somebody else removed or replaced it")
 )
 
 // Output is a file of tokens, one a line, that gets its real name when it is
@@ -35,7 +35,8 @@ type Output struct {
 }
 
 // Create begins an output. It fails with [ErrUnfinished] if there is an
-// unfinished one. An output of that name that is finished is replaced in the end.
+// unfinished one, and with [ErrInUse] if that is being written. An output of that
+// name that is finished is replaced in the end.
 func Create(name string) (*Output, error) {
 	o := &Output{name: name}
 	if err := o.create(); err != nil {
@@ -45,18 +46,22 @@ func Create(name string) (*Output, error) {
 }
 
 func (o *Output) create() error {
-	file, err := os.OpenFile(o.name+Suffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%w: %s is there", ErrUnfinished, o.name+Suffix)
+	for {
+		file, err := openLocked(o.partial(), os.O_CREATE|os.O_EXCL)
+		if err == nil {
+			o.file = file
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		file, err = openUnfinished(o.partial())
+		if err == nil {
+			return errors.Join(fmt.Errorf("%w: %s is there", ErrUnfinished, o.partial()), file.Close())
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	o.file = file
-	if err := o.lock(); err != nil {
-		return errors.Join(err, file.Close())
-	}
-	return nil
 }
 
 // Resume opens what an earlier run left: the unfinished output, else the
@@ -64,7 +69,7 @@ func (o *Output) create() error {
 // the earlier run still goes on.
 func Resume(name string) (*Output, error) {
 	o := &Output{name: name}
-	file, err := os.OpenFile(name+Suffix, os.O_RDWR, 0)
+	file, err := openUnfinished(o.partial())
 	if errors.Is(err, fs.ErrNotExist) {
 		file, err = os.Open(name)
 		o.finished = true
@@ -76,26 +81,14 @@ func Resume(name string) (*Output, error) {
 		return nil, err
 	}
 	o.file = file
-	if !o.finished {
-		err = o.lock()
-	}
-	if err == nil {
-		err = o.findEnd()
-	}
-	if err != nil {
+	if err := o.findEnd(); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	return o, nil
 }
 
-// lock keeps other processes away. It ends with the file.
-func (o *Output) lock() error {
-	err := syscall.Flock(int(o.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return fmt.Errorf("%s: %w", o.file.Name(), ErrInUse)
-	}
-	return err
-}
+// partial is the name while the output is not finished.
+func (o *Output) partial() string { return o.name + Suffix }
 
 // findEnd finds the end of the last complete line: a process that is killed may
 // leave a part of one.
@@ -141,10 +134,10 @@ func (o *Output) Tokens() *Lines {
 func (o *Output) Begin() error {
 	if o.finished {
 		old := o.file
-		defer func() { _ = old.Close() }() // it was only read
 		if err := o.create(); err != nil {
 			return err
 		}
+		defer func() { _ = old.Close() }() // it was only read
 		o.finished = false
 		if _, err := io.Copy(o.file, io.NewSectionReader(old, 0, o.complete)); err != nil {
 			return err
@@ -174,11 +167,14 @@ func (o *Output) Finish() error {
 	if o.finished {
 		return o.file.Close()
 	}
-	if err := errors.Join(o.writer.Flush(), o.file.Sync()); err != nil {
-		return errors.Join(err, o.file.Close())
+	err := errors.Join(o.writer.Flush(), o.file.Sync())
+	if err == nil {
+		err = checkName(o.file, o.partial())
+	}
+	if err == nil {
+		err = os.Rename(o.partial(), o.name)
 	}
 	// The lock is held until the file has its name.
-	err := os.Rename(o.name+Suffix, o.name)
 	if err := errors.Join(err, o.file.Close()); err != nil {
 		return err
 	}
@@ -203,9 +199,12 @@ func (o *Output) Abandon() (kept string, err error) {
 	if o.writer != nil {
 		err = o.writer.Flush()
 	}
+	if named := checkName(o.file, o.partial()); named != nil {
+		return "", errors.Join(err, named, o.file.Close())
+	}
 	info, statErr := o.file.Stat()
 	if statErr == nil && info.Size() == 0 {
-		return "", errors.Join(err, os.Remove(o.name+Suffix), o.file.Close())
+		return "", errors.Join(err, os.Remove(o.partial()), o.file.Close())
 	}
-	return o.name + Suffix, errors.Join(err, statErr, o.file.Close())
+	return o.partial(), errors.Join(err, statErr, o.file.Close())
 }
