@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"runtime"
 	"time"
 
@@ -78,7 +77,7 @@ func (r *batchRun) signAll(ctx context.Context) error {
 	}
 	kept, keepErr := r.out.Abandon()
 	if kept != "" && caughtUp {
-		r.app.note("%s has %s; --resume goes on from there", filepath.Base(kept), counted(r.earlier+r.signed, "token"))
+		r.app.note("%s has %s; --resume goes on from there", kept, counted(r.earlier+r.signed, "token"))
 	}
 	return errors.Join(err, outputError(keepErr))
 }
@@ -93,6 +92,8 @@ func outputError(err error) error {
 // outputHint says what to do where the file of the output is not as it should be.
 func outputHint(err error) error {
 	switch {
+	case errors.Is(err, batchfile.ErrNoFile):
+		return withHint(err, "name a file, or - for standard output")
 	case errors.Is(err, batchfile.ErrInUse):
 		return withHint(err, "wait for the other run to end")
 	case errors.Is(err, batchfile.ErrUnfinished):

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/iotest"
 
@@ -387,22 +388,72 @@ func TestAnOutputThatSomebodyTookAwayIsNotFinished(t *testing.T) {
 
 func TestWhatIsNoFileIsNoOutput(t *testing.T) {
 	dir := t.TempDir()
-	name := filepath.Join(dir, "out")
-	if err := os.Mkdir(name, 0o700); err != nil {
+	path := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(
+		os.Mkdir(path("dir"), 0o700),
+		syscall.Mkfifo(path("pipe"), 0o600),
+		os.Symlink("pipe", path("link")),
+		os.Symlink("circle", path("circle")),
+		os.Mkdir(path("blocked.partial"), 0o700),
+		syscall.Mkfifo(path("piped.partial"), 0o600),
+		os.Symlink("missing", path("linked.partial")),
+	); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := batchfile.Resume(name); err == nil {
-		t.Error("Resume takes a directory")
-	}
-	if err := os.Mkdir(name+batchfile.Suffix, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, open := range []func(string) (*batchfile.Output, error){batchfile.Create, batchfile.Resume} {
-		if _, err := open(name); err == nil {
-			t.Error("a directory is taken for an output")
+	for name, want := range map[string]error{
+		"":                          batchfile.ErrNoFile,
+		path("dir"):                 batchfile.ErrNoFile,
+		path("dir") + "/":           batchfile.ErrNoFile,
+		path("new") + "/":           batchfile.ErrNoFile,
+		path("pipe"):                batchfile.ErrNoFile,
+		path("link"):                batchfile.ErrNoFile,
+		path("piped"):               batchfile.ErrNoFile,
+		path("circle"):              syscall.ELOOP,
+		path("linked"):              syscall.ELOOP,
+		path("blocked"):             syscall.EISDIR,
+		path("missing/out"):         os.ErrNotExist,
+		path("piped.partial/x/out"): syscall.ENOTDIR,
+	} {
+		for _, open := range []func(string) (*batchfile.Output, error){batchfile.Create, batchfile.Resume} {
+			if _, err := open(name); !errors.Is(err, want) {
+				t.Errorf("%q: %v, want %v", name, err, want)
+			}
 		}
-		if _, err := open(filepath.Join(dir, "missing", "out")); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("in a directory that is not there: %v", err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 7 {
+		t.Errorf("there is now %v: %v", left, err)
+	}
+}
+
+func TestOfALinkTheTargetIsWritten(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(
+		os.MkdirAll(path("a/b"), 0o700),
+		os.Symlink("a/b", path("b")), // b/.. is a
+		os.Symlink("b/../out", path("link")),
+		os.Symlink("link", path("link2")),
+		os.Symlink(path("link2"), path("link3")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"link3", "link", "b/../out"} {
+		if i == 0 {
+			write(t, batchfile.Create, dir+"/"+name, false, name) // nothing is there yet
+			if _, err := os.Stat(path("a/out.partial")); err != nil {
+				t.Error(err)
+			}
+		}
+		write(t, batchfile.Resume, dir+"/"+name, true, name)
+	}
+	content, err := os.ReadFile(path("a/out"))
+	if want := "link3\nlink3\nlink\nb/../out\n"; err != nil || string(content) != want {
+		t.Errorf("the target has %q, want %q: %v", content, want, err)
+	}
+	for _, name := range []string{"link", "link2", "link3"} {
+		if _, err := os.Readlink(path(name)); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -65,7 +65,7 @@ func openUnfinished(path string) (*os.File, error) {
 	switch {
 	case err != nil:
 	case !info.Mode().IsRegular():
-		err = fmt.Errorf("%s is not a regular file", path)
+		err = fmt.Errorf("%s is %w", path, ErrNoFile)
 	case info.Size() == 0:
 		err = cmp.Or(os.Remove(path), fs.ErrNotExist)
 	}

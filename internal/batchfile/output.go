@@ -23,10 +23,10 @@ var (
 )
 
 // Output is a file of tokens, one a line, that gets its real name when it is
-// complete. The life of one: Create or Resume; Tokens; Begin; Write; and either
+// complete. What is no regular file is none ([ErrNoFile]). The life of one: Create or Resume; Tokens; Begin; Write; and either
 // Finish or Abandon.
 type Output struct {
-	name     string
+	name     string   // where no symbolic link is left
 	file     *os.File // where tokens are, or go
 	finished bool     // file is an output that an earlier run finished
 	complete int64    // size of the lines in file that are complete
@@ -34,12 +34,23 @@ type Output struct {
 	writer   *bufio.Writer
 }
 
+func newOutput(name string) (*Output, error) {
+	path, err := locate(name)
+	if err != nil {
+		return nil, err
+	}
+	return &Output{name: path}, nil
+}
+
 // Create begins an output. It fails with [ErrUnfinished] if there is an
 // unfinished one, and with [ErrInUse] if that is being written. An output of that
 // name that is finished is replaced in the end.
 func Create(name string) (*Output, error) {
-	o := &Output{name: name}
-	if err := o.create(); err != nil {
+	o, err := newOutput(name)
+	if err == nil {
+		err = o.create()
+	}
+	if err != nil {
 		return nil, err
 	}
 	return o, nil
@@ -68,10 +79,13 @@ func (o *Output) create() error {
 // finished one, else nothing. It changes nothing yet. It fails with [ErrInUse] if
 // the earlier run still goes on.
 func Resume(name string) (*Output, error) {
-	o := &Output{name: name}
+	o, err := newOutput(name)
+	if err != nil {
+		return nil, err
+	}
 	file, err := openUnfinished(o.partial())
 	if errors.Is(err, fs.ErrNotExist) {
-		file, err = os.Open(name)
+		file, err = os.Open(o.name)
 		o.finished = true
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -96,9 +110,6 @@ func (o *Output) findEnd() error {
 	info, err := o.file.Stat()
 	if err != nil {
 		return err
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", o.file.Name())
 	}
 	defer func() { o.torn = o.complete < info.Size() }()
 	block := make([]byte, 64<<10)
