@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +31,8 @@ type batchRun struct {
 	// The feeder's, while the batch goes on.
 	next    batchfile.Line // the line to begin with
 	nextErr error
+
+	onTheWay lineNumbers // of the lines that the batch holds
 }
 
 func (r *batchRun) do(ctx context.Context) error {
@@ -144,7 +145,7 @@ func (r *batchRun) pass(ctx context.Context, token batchfile.Line) error {
 		case r.claims.made(payload, line.Text):
 			return nil
 		}
-		_, reason := r.payload(line.Text)
+		_, reason := r.prepare(0, line.Text)
 		switch {
 		case reason == nil:
 			return changed("token %d of the output does not have the claims of line %d", token.Number, line.Number)
@@ -191,11 +192,12 @@ func (r *batchRun) batch(ctx context.Context, write func(token string) error) er
 	r.opts.Prepare, r.opts.OnSessions = r.prepare, r.inSessions
 	for token, err := range r.signer.Batch(ctx, items, r.opts) {
 		if item := (*jws.ItemError)(nil); errors.As(err, &item) {
-			if !r.opts.Skip {
-				return fail(item.Err)
+			err = lineError(r.onTheWay.of(item.Index), item.Err)
+			if r.opts.Skip {
+				r.skip(err)
+				r.onTheWay.pass()
+				continue
 			}
-			r.skip(item.Err)
-			continue
 		}
 		if err == nil {
 			err = outputError(write(token))
@@ -203,6 +205,7 @@ func (r *batchRun) batch(ctx context.Context, write func(token string) error) er
 		if err != nil {
 			return fail(err)
 		}
+		r.onTheWay.pass()
 		r.signed++
 		r.progress.set(r.earlier + r.signed + r.skipped)
 	}
@@ -212,13 +215,9 @@ func (r *batchRun) batch(ctx context.Context, write func(token string) error) er
 	return inputErr
 }
 
-// An item of the batch is eight bytes with the number of a line, and its text;
-// nothing but the number stands for a line that is too long.
-const numberSize = 8
-
-// feed yields the lines that are left.
+// feed yields the texts of the lines that are left, nothing for one that is too
+// long.
 func (r *batchRun) feed(yield func([]byte) bool) error {
-	var item []byte
 	for line, err := r.next, r.nextErr; ; line, err = r.lines.Next() {
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -226,24 +225,15 @@ func (r *batchRun) feed(yield func([]byte) bool) error {
 		if err != nil {
 			return inputError(err)
 		}
-		item = binary.BigEndian.AppendUint64(item[:0], uint64(line.Number))
-		item = append(item, line.Text...)
-		if !yield(item) {
+		r.onTheWay.add(line.Number)
+		if !yield(line.Text) {
 			return nil
 		}
 	}
 }
 
-// prepare is the payload of an item.
-func (r *batchRun) prepare(_ int, item []byte) ([]byte, error) {
-	payload, err := r.payload(item[numberSize:])
-	if err != nil {
-		return nil, lineError(int(binary.BigEndian.Uint64(item)), err) //nolint:gosec // it was an int
-	}
-	return payload, nil
-}
-
-func (r *batchRun) payload(text []byte) ([]byte, error) {
+// prepare is the payload of a line.
+func (r *batchRun) prepare(_ int, text []byte) ([]byte, error) {
 	if len(text) == 0 {
 		return nil, batchfile.TooLongError(batchfile.MaxLine)
 	}
