@@ -138,7 +138,7 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 			return withHint(err, "`hsmkey key list` shows which algorithms each key signs with")
 		}
 		run := &batchRun{
-			app: a, flags: f, opts: opts, signer: signer,
+			app: a, flags: f, opts: opts, key: key, signer: signer,
 			claims: claimsMaker{expiresIn: f.expiresIn, uniqueID: f.uniqueID},
 			lines:  batchfile.NewLines(input, batchfile.MaxLine), progress: a.newProgress(input),
 		}

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/hsmkey/hsmkey"
 	"github.com/hsmkey/hsmkey/internal/batchfile"
 	"github.com/hsmkey/hsmkey/jws"
 )
@@ -17,6 +18,7 @@ type batchRun struct {
 	app      *app
 	flags    *batchFlags
 	opts     jws.BatchOptions
+	key      *hsmkey.HSMJWK
 	signer   *jws.Signer
 	claims   claimsMaker
 	lines    *batchfile.Lines
@@ -103,62 +105,6 @@ func outputHint(err error) error {
 		return withHint(err, "its tokens are lost: run this again, and leave the file alone meanwhile")
 	}
 	return err
-}
-
-// catchUp finds the line that comes after the tokens of earlier runs. Each of
-// these has to be that of its line, key and options.
-func (r *batchRun) catchUp(ctx context.Context) error {
-	if r.out != nil && r.out.Size() > 0 {
-		tokens := r.out.Tokens()
-		for {
-			token, err := tokens.Next()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				return fmt.Errorf("reading the output: %w", err)
-			}
-			if err := r.pass(ctx, token); err != nil {
-				return err
-			}
-			r.earlier++
-			r.progress.set(r.earlier + r.skipped)
-		}
-	}
-	r.next, r.nextErr = r.lines.Next()
-	return nil
-}
-
-// pass goes to the line of a token.
-func (r *batchRun) pass(ctx context.Context, token batchfile.Line) error {
-	header, payload, ok := splitToken(token.Text) // too long for a token is none
-	if !ok || header != r.signer.EncodedHeader() {
-		return changed("token %d of the output does not have the header that belongs to the key and options", token.Number)
-	}
-	for ctx.Err() == nil {
-		line, err := r.lines.Next()
-		switch {
-		case errors.Is(err, io.EOF):
-			return changed("the output has more tokens than the input has lines of claims, which is %d", r.earlier)
-		case err != nil:
-			return inputError(err)
-		case r.claims.made(payload, line.Text):
-			return nil
-		}
-		_, reason := r.prepare(0, line.Text)
-		switch {
-		case reason == nil:
-			return changed("token %d of the output does not have the claims of line %d", token.Number, line.Number)
-		case !r.opts.Skip:
-			return changed("line %d cannot be signed, and still the output goes on after it", line.Number)
-		}
-		r.skip(lineError(line.Number, reason))
-	}
-	return ctx.Err()
-}
-
-func changed(format string, args ...any) error {
-	return withHint(usagef("--resume: "+format, args...), "go on with the same --in, --key and options, or begin anew without --resume")
 }
 
 func inputError(err error) error { return fmt.Errorf("reading the input: %w", err) }
