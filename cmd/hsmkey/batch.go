@@ -140,7 +140,7 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 		run := &batchRun{
 			app: a, flags: f, opts: opts, key: key, signer: signer,
 			claims: claimsMaker{expiresIn: f.expiresIn, uniqueID: f.uniqueID},
-			lines:  batchfile.NewLines(input, batchfile.MaxLine), progress: a.newProgress(input),
+			lines:  batchfile.NewLines(input, batchfile.MaxLine), progress: a.newProgress(input, f.out),
 		}
 		return run.do(ctx)
 	})

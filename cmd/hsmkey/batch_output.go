@@ -3,12 +3,8 @@ package main
 import (
 	"bufio"
 	"io"
-	"os"
 	"sync"
 	"time"
-
-	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 )
 
 // eagerWriter writes lines in large pieces when they come fast, and soon when
@@ -58,57 +54,4 @@ func (e *eagerWriter) note(err error) error {
 		e.err = err
 	}
 	return e.err
-}
-
-// progress shows a person how far a batch is. To others it does nothing.
-type progress struct {
-	bar   *progressbar.ProgressBar // nil: nobody looks
-	drawn time.Time
-}
-
-// newProgress makes a bar if standard error is a terminal. Of a file it knows how
-// many lines there are to come.
-func (a *app) newProgress(input *batchInput) *progress {
-	terminal, ok := a.stderr.(*os.File)
-	if !ok || !term.IsTerminal(int(terminal.Fd())) {
-		return &progress{}
-	}
-	return &progress{bar: progressbar.NewOptions(input.count(),
-		progressbar.OptionSetWriter(terminal),
-		progressbar.OptionSetDescription("signing"),
-		progressbar.OptionSetItsString("tokens"),
-		progressbar.OptionShowIts(),
-		progressbar.OptionShowCount(),
-		progressbar.OptionSetPredictTime(true),
-		progressbar.OptionFullWidth(),
-		progressbar.OptionClearOnFinish(),
-	)}
-}
-
-// drawEvery is how often the bar is drawn.
-const drawEvery = 100 * time.Millisecond
-
-// The bar is decoration: what it cannot show is nobody's loss.
-
-func (p *progress) set(done int) {
-	if p.bar == nil {
-		return
-	}
-	if now := time.Now(); now.Sub(p.drawn) >= drawEvery {
-		p.drawn = now
-		_ = p.bar.Set(done)
-	}
-}
-
-func (p *progress) clear() {
-	if p.bar != nil {
-		_ = p.bar.Clear()
-	}
-}
-
-func (p *progress) finish() {
-	if p.bar != nil {
-		_ = p.bar.Clear()
-		_ = p.bar.Exit()
-	}
 }

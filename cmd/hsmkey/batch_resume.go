@@ -19,6 +19,7 @@ func (r *batchRun) catchUp(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		r.progress.check()
 		err = r.passAll(ctx, signatures)
 		if number := signatures.failed(); number > 0 {
 			err = changed("token %d of the output does not verify", number)

@@ -29,6 +29,7 @@ type batchRun struct {
 	signed   int
 	skipped  int
 	sessions int
+	began    time.Time // to sign
 
 	// The feeder's, while the batch goes on.
 	next    batchfile.Line // the line to begin with
@@ -38,16 +39,14 @@ type batchRun struct {
 }
 
 func (r *batchRun) do(ctx context.Context) error {
-	started := time.Now()
 	if r.flags.out != "-" {
 		if err := r.openOutput(); err != nil {
 			return err
 		}
 	}
 	err := r.signAll(ctx)
-	r.progress.finish()
 	if err == nil || r.signed > 0 {
-		r.summary(time.Since(started))
+		r.summary()
 	}
 	return err
 }
@@ -72,6 +71,7 @@ func (r *batchRun) signAll(ctx context.Context) error {
 	if caughtUp {
 		err = r.sign(ctx)
 	}
+	r.progress.finish()
 	switch {
 	case r.out == nil:
 		return err
@@ -111,6 +111,7 @@ func inputError(err error) error { return fmt.Errorf("reading the input: %w", er
 
 // sign signs the lines that are left.
 func (r *batchRun) sign(ctx context.Context) error {
+	r.began = time.Now()
 	if r.out != nil {
 		if r.out.Finished() && errors.Is(r.nextErr, io.EOF) {
 			return nil
@@ -119,6 +120,7 @@ func (r *batchRun) sign(ctx context.Context) error {
 			return outputError(err)
 		}
 	}
+	r.progress.sign(r.earlier + r.skipped)
 	write, flush := r.writer()
 	err := r.batch(ctx, write)
 	return errors.Join(err, outputError(flush()))
@@ -212,7 +214,8 @@ func (r *batchRun) writer() (write func(string) error, flush func() error) {
 }
 
 // summary tells what was done.
-func (r *batchRun) summary(took time.Duration) {
+func (r *batchRun) summary() {
+	took := time.Since(r.began)
 	text := fmt.Sprintf("signed %s in %v (%.0f/s)", counted(r.signed, "token"), took.Round(time.Millisecond), float64(r.signed)/max(took.Seconds(), 0.001))
 	if r.sessions > 0 {
 		text += " in " + counted(r.sessions, "session")
