@@ -1,12 +1,10 @@
 package main
 
 import (
-	"io"
 	"os"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 )
 
 // progress shows a person how far a batch is. To others it does nothing.
@@ -27,14 +25,6 @@ func (a *app) newProgress(input *batchInput, out string) *progress {
 		return &progress{}
 	}
 	return &progress{terminal: terminal, lines: input.count()}
-}
-
-// asTerminal returns the terminal that a stream is, or nil.
-func asTerminal(stream io.Writer) *os.File {
-	if file, ok := stream.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
-		return file
-	}
-	return nil
 }
 
 // The bar is decoration: what it cannot show is nobody's loss.

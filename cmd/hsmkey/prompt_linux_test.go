@@ -24,6 +24,9 @@ type terminal struct {
 	read   int // how much of all the person has read
 }
 
+// columns is the width of the terminal.
+const columns = 70
+
 // runOnTerminal starts a program with a terminal of its own and a token that it
 // has no PIN for.
 func runOnTerminal(t *testing.T, dir, program string, args ...string) (*terminal, *exec.Cmd) {
@@ -43,6 +46,9 @@ func runOnTerminal(t *testing.T, dir, program string, args ...string) (*terminal
 	}
 	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(int(number)), os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns}); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, args...)

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // batchOnTerminal makes a key and a file of three claims, and runs a batch of them on
@@ -44,4 +45,19 @@ func TestTheBarOfAResumedBatchIsAboutWhatIsLeft(t *testing.T) {
 	term.waitFor("signing ")
 	term.waitFor("(1/2, ")
 	term.waitFor("signed 2 tokens")
+}
+
+func TestTheTableIsAsWideAsTheTerminal(t *testing.T) {
+	dir, pin := newToken(t)
+	t.Setenv("HSM_PIN", pin)
+	shell(t, dir, "hsmkey key generate key --type ed25519")
+	term, cmd := runOnTerminal(t, dir, "hsmkey", "bench", "--key", "key", "--sessions", "1", "--duration", "10ms")
+	term.waitFor("plateau\r\n")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	lines := strings.Split(term.all.String(), "\r\n")
+	if last := lines[len(lines)-2]; utf8.RuneCountInString(last) != columns {
+		t.Errorf("the row has %d columns: %s", utf8.RuneCountInString(last), last)
+	}
 }
