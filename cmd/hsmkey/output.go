@@ -4,7 +4,7 @@ package main
 //
 //   - Standard output is for data: what another program reads. It is written when
 //     the command has succeeded; after a failure it is empty, but for the report of
-//     doctor, which is about failures.
+//     doctor, which is about failures, and the tokens of batch, which come as they go.
 //   - Everything else goes to standard error: what was done, warnings, questions,
 //     logs.
 //   - A failure is one line that begins with "hsmkey: ", and where there is
