@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"time"
@@ -118,7 +116,7 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 	if !f.inputGiven && a.stdinIsTerminal() {
 		return withHint(usagef("no input: --in is missing, and standard input is a terminal"), "give a file with one JSON object a line")
 	}
-	input, err := a.openInput(f.in)
+	input, err := a.openInput(ctx, f.in)
 	if err != nil {
 		return err
 	}
@@ -140,29 +138,10 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 			return withHint(err, "`hsmkey key list` shows which algorithms each key signs with")
 		}
 		run := &batchRun{
-			app: a, flags: f, opts: opts, signer: signer,
+			app: a, flags: f, opts: opts, key: key, signer: signer,
 			claims: claimsMaker{expiresIn: f.expiresIn, uniqueID: f.uniqueID},
-			lines:  batchfile.NewLines(input), progress: a.newProgress(input),
+			lines:  batchfile.NewLines(input, batchfile.MaxLine), progress: a.newProgress(input, f.out),
 		}
 		return run.do(ctx)
 	})
-}
-
-// openInput opens a file, or takes standard input.
-func (a *app) openInput(name string) (*os.File, error) {
-	if name == "-" {
-		return a.stdin, nil
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, withHint(fmt.Errorf("--in: %w", err), "is the path right, and may you read the file?")
-	}
-	info, err := file.Stat()
-	if err == nil && info.IsDir() {
-		err = fmt.Errorf("%s is a directory", name)
-	}
-	if err != nil {
-		return nil, withHint(fmt.Errorf("--in: %w", errors.Join(err, file.Close())), "name a file with one JSON object a line")
-	}
-	return file, nil
 }

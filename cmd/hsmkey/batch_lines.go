@@ -84,13 +84,3 @@ func lastFrom(text []byte, mark string) []byte {
 }
 
 func lineError(number int, err error) error { return fmt.Errorf("line %d: %w", number, err) }
-
-// splitToken takes a compact token apart.
-func splitToken(token []byte) (header string, payload []byte, ok bool) {
-	parts := bytes.Split(token, []byte("."))
-	if len(parts) != 3 || len(parts[2]) == 0 {
-		return "", nil, false
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(string(parts[1]))
-	return string(parts[0]), payload, err == nil
-}

@@ -2,15 +2,9 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"errors"
 	"io"
-	"os"
 	"sync"
 	"time"
-
-	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
 )
 
 // eagerWriter writes lines in large pieces when they come fast, and soon when
@@ -60,90 +54,4 @@ func (e *eagerWriter) note(err error) error {
 		e.err = err
 	}
 	return e.err
-}
-
-// progress shows a person how far a batch is. To others it does nothing.
-type progress struct {
-	bar   *progressbar.ProgressBar // nil: nobody looks
-	drawn time.Time
-}
-
-// newProgress makes a bar if standard error is a terminal. Of a file it knows how
-// many lines there are to come.
-func (a *app) newProgress(input *os.File) *progress {
-	terminal, ok := a.stderr.(*os.File)
-	if !ok || !term.IsTerminal(int(terminal.Fd())) {
-		return &progress{}
-	}
-	total := -1
-	if info, err := input.Stat(); err == nil && info.Mode().IsRegular() {
-		if n, err := countLines(input); err == nil {
-			total = n
-		}
-	}
-	return &progress{bar: progressbar.NewOptions(total,
-		progressbar.OptionSetWriter(terminal),
-		progressbar.OptionSetDescription("signing"),
-		progressbar.OptionSetItsString("tokens"),
-		progressbar.OptionShowIts(),
-		progressbar.OptionShowCount(),
-		progressbar.OptionSetPredictTime(true),
-		progressbar.OptionFullWidth(),
-		progressbar.OptionClearOnFinish(),
-	)}
-}
-
-// countLines counts the ends of lines from where a file stands, and goes back.
-func countLines(file *os.File) (int, error) {
-	at, err := file.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return 0, err
-	}
-	count, ended := 0, true
-	for block := make([]byte, 256<<10); ; {
-		n, err := file.Read(block)
-		count += bytes.Count(block[:n], []byte{'\n'})
-		if n > 0 {
-			ended = bytes.HasSuffix(block[:n], []byte{'\n'})
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	if !ended {
-		count++
-	}
-	_, err = file.Seek(at, io.SeekStart)
-	return count, err
-}
-
-// drawEvery is how often the bar is drawn.
-const drawEvery = 100 * time.Millisecond
-
-// The bar is decoration: what it cannot show is nobody's loss.
-
-func (p *progress) set(done int) {
-	if p.bar == nil {
-		return
-	}
-	if now := time.Now(); now.Sub(p.drawn) >= drawEvery {
-		p.drawn = now
-		_ = p.bar.Set(done)
-	}
-}
-
-func (p *progress) clear() {
-	if p.bar != nil {
-		_ = p.bar.Clear()
-	}
-}
-
-func (p *progress) finish() {
-	if p.bar != nil {
-		_ = p.bar.Clear()
-		_ = p.bar.Exit()
-	}
 }

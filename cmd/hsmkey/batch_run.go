@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"runtime"
 	"time"
 
+	"github.com/hsmkey/hsmkey"
 	"github.com/hsmkey/hsmkey/internal/batchfile"
 	"github.com/hsmkey/hsmkey/jws"
 )
@@ -19,6 +18,7 @@ type batchRun struct {
 	app      *app
 	flags    *batchFlags
 	opts     jws.BatchOptions
+	key      *hsmkey.HSMJWK
 	signer   *jws.Signer
 	claims   claimsMaker
 	lines    *batchfile.Lines
@@ -29,23 +29,24 @@ type batchRun struct {
 	signed   int
 	skipped  int
 	sessions int
+	began    time.Time // to sign
 
 	// The feeder's, while the batch goes on.
 	next    batchfile.Line // the line to begin with
 	nextErr error
+
+	onTheWay lineNumbers // of the lines that the batch holds
 }
 
 func (r *batchRun) do(ctx context.Context) error {
-	started := time.Now()
 	if r.flags.out != "-" {
 		if err := r.openOutput(); err != nil {
 			return err
 		}
 	}
 	err := r.signAll(ctx)
-	r.progress.finish()
 	if err == nil || r.signed > 0 {
-		r.summary(time.Since(started))
+		r.summary()
 	}
 	return err
 }
@@ -56,13 +57,8 @@ func (r *batchRun) openOutput() (err error) {
 	} else {
 		r.out, err = batchfile.Create(r.flags.out)
 	}
-	switch {
-	case errors.Is(err, batchfile.ErrInUse):
-		return withHint(err, "wait for the other run to end")
-	case errors.Is(err, batchfile.ErrUnfinished):
-		return withHint(err, "go on with --resume, or remove that file")
-	case err != nil:
-		return withHint(fmt.Errorf("--out: %w", err), "does the directory exist, and may you write there?")
+	if err != nil {
+		return withHint(outputHint(fmt.Errorf("--out: %w", err)), "does the directory exist, and may you write there?")
 	}
 	return nil
 }
@@ -75,6 +71,7 @@ func (r *batchRun) signAll(ctx context.Context) error {
 	if caughtUp {
 		err = r.sign(ctx)
 	}
+	r.progress.finish()
 	switch {
 	case r.out == nil:
 		return err
@@ -83,7 +80,7 @@ func (r *batchRun) signAll(ctx context.Context) error {
 	}
 	kept, keepErr := r.out.Abandon()
 	if kept != "" && caughtUp {
-		r.app.note("%s has %s; --resume goes on from there", filepath.Base(kept), counted(r.earlier+r.signed, "token"))
+		r.app.note("%s has %s; --resume goes on from there", kept, counted(r.earlier+r.signed, "token"))
 	}
 	return errors.Join(err, outputError(keepErr))
 }
@@ -92,72 +89,29 @@ func outputError(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("writing the output: %w", err)
+	return outputHint(fmt.Errorf("writing the output: %w", err))
 }
 
-// catchUp finds the line that comes after the tokens of earlier runs. Each of
-// these has to be that of its line, key and options.
-func (r *batchRun) catchUp(ctx context.Context) error {
-	if r.out != nil && r.out.Size() > 0 {
-		tokens := r.out.Tokens()
-		for {
-			token, err := tokens.Next()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err == nil {
-				err = token.Err
-			}
-			if err != nil {
-				return fmt.Errorf("reading the output: %w", err)
-			}
-			if err := r.pass(ctx, token); err != nil {
-				return err
-			}
-			r.earlier++
-			r.progress.set(r.earlier + r.skipped)
-		}
+// outputHint says what to do where the file of the output is not as it should be.
+func outputHint(err error) error {
+	switch {
+	case errors.Is(err, batchfile.ErrNoFile):
+		return withHint(err, "name a file, or - for standard output")
+	case errors.Is(err, batchfile.ErrInUse):
+		return withHint(err, "wait for the other run to end")
+	case errors.Is(err, batchfile.ErrUnfinished):
+		return withHint(err, "go on with --resume, or remove that file")
+	case errors.Is(err, batchfile.ErrReplaced):
+		return withHint(err, "its tokens are lost: run this again, and leave the file alone meanwhile")
 	}
-	r.next, r.nextErr = r.lines.Next()
-	return nil
-}
-
-// pass goes to the line of a token.
-func (r *batchRun) pass(ctx context.Context, token batchfile.Line) error {
-	header, payload, ok := splitToken(token.Text)
-	if !ok || header != r.signer.EncodedHeader() {
-		return changed("token %d of the output does not have the header that belongs to the key and options", token.Number)
-	}
-	for ctx.Err() == nil {
-		line, err := r.lines.Next()
-		switch {
-		case errors.Is(err, io.EOF):
-			return changed("the output has more tokens than the input has lines of claims, which is %d", r.earlier)
-		case err != nil:
-			return inputError(err)
-		case r.claims.made(payload, line.Text):
-			return nil
-		}
-		_, reason := r.payload(line.Text)
-		switch {
-		case reason == nil:
-			return changed("token %d of the output does not have the claims of line %d", token.Number, line.Number)
-		case !r.opts.Skip:
-			return changed("line %d cannot be signed, and still the output goes on after it", line.Number)
-		}
-		r.skip(lineError(line.Number, reason))
-	}
-	return ctx.Err()
-}
-
-func changed(format string, args ...any) error {
-	return withHint(usagef("--resume: "+format, args...), "go on with the same --in, --key and options, or begin anew without --resume")
+	return err
 }
 
 func inputError(err error) error { return fmt.Errorf("reading the input: %w", err) }
 
 // sign signs the lines that are left.
 func (r *batchRun) sign(ctx context.Context) error {
+	r.began = time.Now()
 	if r.out != nil {
 		if r.out.Finished() && errors.Is(r.nextErr, io.EOF) {
 			return nil
@@ -166,6 +120,7 @@ func (r *batchRun) sign(ctx context.Context) error {
 			return outputError(err)
 		}
 	}
+	r.progress.sign(r.earlier + r.skipped)
 	write, flush := r.writer()
 	err := r.batch(ctx, write)
 	return errors.Join(err, outputError(flush()))
@@ -185,11 +140,12 @@ func (r *batchRun) batch(ctx context.Context, write func(token string) error) er
 	r.opts.Prepare, r.opts.OnSessions = r.prepare, r.inSessions
 	for token, err := range r.signer.Batch(ctx, items, r.opts) {
 		if item := (*jws.ItemError)(nil); errors.As(err, &item) {
-			if !r.opts.Skip {
-				return fail(item.Err)
+			err = lineError(r.onTheWay.of(item.Index), item.Err)
+			if r.opts.Skip {
+				r.skip(err)
+				r.onTheWay.pass()
+				continue
 			}
-			r.skip(item.Err)
-			continue
 		}
 		if err == nil {
 			err = outputError(write(token))
@@ -197,6 +153,7 @@ func (r *batchRun) batch(ctx context.Context, write func(token string) error) er
 		if err != nil {
 			return fail(err)
 		}
+		r.onTheWay.pass()
 		r.signed++
 		r.progress.set(r.earlier + r.signed + r.skipped)
 	}
@@ -206,13 +163,9 @@ func (r *batchRun) batch(ctx context.Context, write func(token string) error) er
 	return inputErr
 }
 
-// An item of the batch is eight bytes with the number of a line, and its text;
-// nothing but the number stands for a line that is too long.
-const numberSize = 8
-
-// feed yields the lines that are left.
+// feed yields the texts of the lines that are left, nothing for one that is too
+// long.
 func (r *batchRun) feed(yield func([]byte) bool) error {
-	var item []byte
 	for line, err := r.next, r.nextErr; ; line, err = r.lines.Next() {
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -220,26 +173,17 @@ func (r *batchRun) feed(yield func([]byte) bool) error {
 		if err != nil {
 			return inputError(err)
 		}
-		item = binary.BigEndian.AppendUint64(item[:0], uint64(line.Number))
-		item = append(item, line.Text...)
-		if !yield(item) {
+		r.onTheWay.add(line.Number)
+		if !yield(line.Text) {
 			return nil
 		}
 	}
 }
 
-// prepare is the payload of an item.
-func (r *batchRun) prepare(_ int, item []byte) ([]byte, error) {
-	payload, err := r.payload(item[numberSize:])
-	if err != nil {
-		return nil, lineError(int(binary.BigEndian.Uint64(item)), err) //nolint:gosec // it was an int
-	}
-	return payload, nil
-}
-
-func (r *batchRun) payload(text []byte) ([]byte, error) {
+// prepare is the payload of a line.
+func (r *batchRun) prepare(_ int, text []byte) ([]byte, error) {
 	if len(text) == 0 {
-		return nil, batchfile.ErrTooLong
+		return nil, batchfile.TooLongError(batchfile.MaxLine)
 	}
 	return r.claims.make(text)
 }
@@ -270,7 +214,8 @@ func (r *batchRun) writer() (write func(string) error, flush func() error) {
 }
 
 // summary tells what was done.
-func (r *batchRun) summary(took time.Duration) {
+func (r *batchRun) summary() {
+	took := time.Since(r.began)
 	text := fmt.Sprintf("signed %s in %v (%.0f/s)", counted(r.signed, "token"), took.Round(time.Millisecond), float64(r.signed)/max(took.Seconds(), 0.001))
 	if r.sessions > 0 {
 		text += " in " + counted(r.sessions, "session")

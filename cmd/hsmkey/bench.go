@@ -2,13 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
-	"strconv"
-	"strings"
-	"sync"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,7 +30,7 @@ func (a *app) benchCommand() *cobra.Command {
 		Long: `Signs tokens in 1, 2, 4 and 8 sessions at a time and prints how many there are in a
 second, and how long one takes. The plateau is the fewest sessions that reach 95 %
 of the best: more do not pay. --compare does the same with bare PKCS#11 calls on the
-same token, so that what is left is ours.`,
+same token, taking turns, so that what is left is ours.`,
 		Example: `  hsmkey key generate measured --type ec:P-256
   hsmkey bench --key measured --sessions 1,2 --duration 200ms --compare`,
 		Args: cobra.NoArgs,
@@ -106,7 +100,7 @@ func (a *app) bench(ctx context.Context, f *benchFlags) error {
 		if f.json {
 			return a.printJSON(report)
 		}
-		return a.print(report.table())
+		return a.print(report.table(a.width()))
 	})
 }
 
@@ -125,6 +119,16 @@ type benchRow struct {
 	P90      float64  `json:"p90_ms"`
 	P99      float64  `json:"p99_ms"`
 	Bare     *float64 `json:"bare_per_second,omitempty"`
+	Ratio    *float64 `json:"ours_to_bare,omitempty"` // the median of many
+}
+
+// best is the highest rate of all rows.
+func (r *benchReport) best() float64 {
+	best := 0.0
+	for _, row := range r.Rows {
+		best = max(best, row.Rate)
+	}
+	return best
 }
 
 // benchPayload is about what an access token says.
@@ -132,119 +136,38 @@ var benchPayload = []byte(`{"iss":"https://issuer.example","sub":"248289761001",
 
 func measure(ctx context.Context, f *benchFlags, source sessionpool.Source, key *hsmkey.HSMJWK, signer *jws.Signer) (*benchReport, error) {
 	report := &benchReport{Algorithm: string(signer.Algorithm()), Key: key.Label()}
-	for _, n := range f.sessions {
-		row := benchRow{Sessions: n}
-		took, rate, err := inParallel(ctx, n, f.duration, func(ctx context.Context, more func() bool) error {
-			for more() {
-				if _, err := signer.Sign(ctx, benchPayload); err != nil {
-					return err
-				}
+	ways := []benchWay{func(ctx context.Context, more func() bool) error {
+		for more() {
+			if _, err := signer.Sign(ctx, benchPayload); err != nil {
+				return err
 			}
-			return nil
+		}
+		return nil
+	}}
+	if f.compare {
+		ways = append(ways, func(ctx context.Context, more func() bool) error {
+			return bareLoop(ctx, source, key, signer.Algorithm(), more)
 		})
+	}
+	for _, n := range f.sessions {
+		turns, err := takeTurns(ctx, n, f.duration, ways...)
 		if err != nil {
 			return nil, err
 		}
-		slices.Sort(took)
-		row.Rate, row.P50, row.P90, row.P99 = rate, percentile(took, 50), percentile(took, 90), percentile(took, 99)
+		ours := joinTurns(turns[0])
+		slices.Sort(ours.took)
+		row := benchRow{Sessions: n, Rate: ours.rate(), P50: ours.percentile(50), P90: ours.percentile(90), P99: ours.percentile(99)}
 		if f.compare {
-			_, bare, err := inParallel(ctx, n, f.duration, func(ctx context.Context, more func() bool) error {
-				return bareLoop(ctx, source, key, signer.Algorithm(), more)
-			})
-			if err != nil {
-				return nil, err
-			}
-			row.Bare = &bare
+			bare, ratio := joinTurns(turns[1]).rate(), medianRatio(turns[0], turns[1])
+			row.Bare, row.Ratio = &bare, &ratio
 		}
 		report.Rows = append(report.Rows, row)
 	}
-	best := 0.0
-	for _, row := range report.Rows {
-		best = max(best, row.Rate)
-	}
+	best := report.best()
 	for _, row := range report.Rows {
 		if row.Rate >= 0.95*best && (report.Plateau == 0 || row.Sessions < report.Plateau) {
 			report.Plateau = row.Sessions
 		}
 	}
 	return report, nil
-}
-
-// inParallel has n goroutines at work for a while, and returns how long each round of
-// each took, and how many there were in a second. more begins a round.
-func inParallel(ctx context.Context, n int, duration time.Duration, work func(ctx context.Context, more func() bool) error) ([]time.Duration, float64, error) {
-	var (
-		group sync.WaitGroup
-		mu    sync.Mutex
-		all   []time.Duration
-		errs  []error
-	)
-	start := time.Now()
-	for range n {
-		group.Go(func() {
-			var took []time.Duration
-			var began time.Time
-			err := work(ctx, func() bool {
-				now := time.Now()
-				if !began.IsZero() {
-					took = append(took, now.Sub(began))
-				}
-				began = now
-				return now.Sub(start) < duration && ctx.Err() == nil
-			})
-			mu.Lock()
-			defer mu.Unlock()
-			all = append(all, took...)
-			errs = append(errs, err)
-		})
-	}
-	group.Wait()
-	elapsed := time.Since(start)
-	if err := errors.Join(errs...); err != nil {
-		return nil, 0, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, 0, err
-	}
-	return all, float64(len(all)) / elapsed.Seconds(), nil
-}
-
-// percentile of sorted times, in milliseconds.
-func percentile(sorted []time.Duration, p int) float64 {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return float64(sorted[min(len(sorted)*p/100, len(sorted)-1)].Microseconds()) / 1000
-}
-
-// barWidth is the length of the longest bar.
-const barWidth = 30
-
-// table is the report for people.
-func (r *benchReport) table() []byte {
-	var text strings.Builder
-	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	compare := r.Rows[0].Bare != nil
-	head := "SESSIONS\tTOKENS/S\tP50 MS\tP90 MS\tP99 MS\t"
-	if compare {
-		head += "BARE/S\tOURS:BARE\t"
-	}
-	fmt.Fprintln(w, head)
-	best := 0.0
-	for _, row := range r.Rows {
-		best = max(best, row.Rate)
-	}
-	for _, row := range r.Rows {
-		fmt.Fprintf(w, "%d\t%.0f\t%.3f\t%.3f\t%.3f\t", row.Sessions, row.Rate, row.P50, row.P90, row.P99)
-		if compare {
-			fmt.Fprintf(w, "%.0f\t%.2f\t", *row.Bare, row.Rate/max(*row.Bare, 1))
-		}
-		bar := strings.Repeat("█", int(row.Rate/max(best, 1)*barWidth))
-		if row.Sessions == r.Plateau {
-			bar += " plateau"
-		}
-		fmt.Fprintln(w, "  "+bar)
-	}
-	_ = w.Flush() // into memory
-	return []byte(r.Algorithm + " with " + strconv.Quote(plain(r.Key)) + "\n" + text.String())
 }

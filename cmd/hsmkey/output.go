@@ -4,7 +4,7 @@ package main
 //
 //   - Standard output is for data: what another program reads. It is written when
 //     the command has succeeded; after a failure it is empty, but for the report of
-//     doctor, which is about failures.
+//     doctor, which is about failures, and the tokens of batch, which come as they go.
 //   - Everything else goes to standard error: what was done, warnings, questions,
 //     logs.
 //   - A failure is one line that begins with "hsmkey: ", and where there is
@@ -19,8 +19,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"unicode"
+
+	"golang.org/x/term"
 )
 
 // print writes data.
@@ -61,6 +64,28 @@ func (a *app) report(command string, err error) int {
 		fmt.Fprintln(a.stderr, "hint: "+plain(hint))
 	}
 	return exitStatus(err)
+}
+
+// asTerminal returns the terminal that a stream is, or nil.
+func asTerminal(stream io.Writer) *os.File {
+	if file, ok := stream.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		return file
+	}
+	return nil
+}
+
+// width is how many columns standard output has.
+func (a *app) width() int {
+	const usual = 80
+	terminal := asTerminal(a.stdout)
+	if terminal == nil {
+		return usual
+	}
+	width, _, err := term.GetSize(int(terminal.Fd()))
+	if err != nil || width <= 0 {
+		return usual
+	}
+	return width
 }
 
 // plain puts text on one line and takes out what steers a terminal.

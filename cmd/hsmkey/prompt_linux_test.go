@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds the wait for what the terminal must show.
-const patience = 30 * time.Second
-
 // terminal is a pseudo-terminal: what a person types into and reads.
 type terminal struct {
 	t      *testing.T
@@ -26,6 +23,9 @@ type terminal struct {
 	all    bytes.Buffer
 	read   int // how much of all the person has read
 }
+
+// columns is the width of the terminal.
+const columns = 70
 
 // runOnTerminal starts a program with a terminal of its own and a token that it
 // has no PIN for.
@@ -46,6 +46,9 @@ func runOnTerminal(t *testing.T, dir, program string, args ...string) (*terminal
 	}
 	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(int(number)), os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns}); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, args...)

@@ -20,9 +20,14 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
+	"github.com/hsmkey/hsmkey/internal/batchfile"
 	"github.com/hsmkey/hsmkey/internal/testhsm"
 )
+
+// patience bounds the wait for what has to happen.
+const patience = 30 * time.Second
 
 // wrongPIN is what scripts use where a PIN is to be rejected.
 const wrongPIN = "wrong-pin-4711"
@@ -211,29 +216,58 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 // killed runs a batch and kills it as soon as its unfinished output has some
 // bytes: killed BYTES COMMAND ARG... --out FILE ... A run that is faster is fine.
 func killed(ts *testscript.TestScript, neg bool, args []string) {
-	if status, stderr := signalled(ts, neg, args, os.Kill); status > 0 {
-		ts.Fatalf("ends with %d: %s", status, stderr)
+	if run := runAndSignal(ts, neg, args, os.Kill); run.status > 0 {
+		ts.Fatalf("ends with %d: %s", run.status, run.stderr)
 	}
 }
 
 // interrupted is the same with Ctrl-C: the run has to end with status 130, and to
-// say how to go on.
+// say how to go on if there are tokens to go on from. With - for BYTES it comes when
+// the run waits for its standard input.
 func interrupted(ts *testscript.TestScript, neg bool, args []string) {
-	status, stderr := signalled(ts, neg, args, os.Interrupt)
-	if said := strings.Contains(stderr, "--resume goes on from there"); status != 0 && (status != exitInterrupted || !said) {
-		ts.Fatalf("ends with %d: %s", status, stderr)
+	run := runAndSignal(ts, neg, args, os.Interrupt)
+	said := strings.Contains(run.stderr, "--resume goes on from there")
+	if run.status != 0 && (run.status != exitInterrupted || said != run.wrote) {
+		ts.Fatalf("ends with %d: %s", run.status, run.stderr)
 	}
 }
 
-// signalled sends a signal to a batch and returns its exit status, -1 if the signal
-// ended it, and what it wrote to standard error.
-func signalled(ts *testscript.TestScript, neg bool, args []string, signal os.Signal) (status int, said string) {
+// signalled is what became of a batch that got a signal.
+type signalled struct {
+	status int // -1 if the signal ended it
+	stderr string
+	wrote  bool // its unfinished output has grown
+}
+
+// runAndSignal runs a batch and sends it a signal. Its standard input has a blank
+// line, and then neither says more nor ends.
+func runAndSignal(ts *testscript.TestScript, neg bool, args []string, signal os.Signal) signalled {
 	out := slices.Index(args, "--out")
 	if neg || len(args) < 2 || out < 0 || out+1 == len(args) {
 		ts.Fatalf("want BYTES COMMAND ARG... --out FILE ARG...")
 	}
-	size, err := strconv.ParseInt(args[0], 10, 64)
+	size := func() int64 {
+		if info, err := os.Stat(ts.MkAbs(args[out+1]) + batchfile.Suffix); err == nil {
+			return info.Size()
+		}
+		return -1
+	}
+	before := size()
+	stdin, silent, err := os.Pipe()
 	ts.Check(err)
+	defer stdin.Close()
+	defer silent.Close()
+	_, err = silent.WriteString("\n")
+	ts.Check(err)
+	due := func() bool {
+		unread, err := unix.Poll([]unix.PollFd{{Fd: int32(stdin.Fd()), Events: unix.POLLIN}}, 0)
+		return err == nil && unread == 0
+	}
+	if args[0] != "-" {
+		want, err := strconv.ParseInt(args[0], 10, 64)
+		ts.Check(err)
+		due = func() bool { return size() >= want }
+	}
 	program := ""
 	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
 		if path := filepath.Join(dir, args[1]); program == "" {
@@ -244,7 +278,7 @@ func signalled(ts *testscript.TestScript, neg bool, args []string, signal os.Sig
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command(program, args[2:]...)
-	cmd.Dir, cmd.Stderr = ts.MkAbs("."), &stderr
+	cmd.Dir, cmd.Stdin, cmd.Stderr = ts.MkAbs("."), stdin, &stderr
 	for _, name := range []string{"PATH", "GORACE", "HOME", "TRANSCRIPT", "SOFTHSM2_CONF", "HSM_MODULE", "HSM_TOKEN", "HSM_PIN_FILE"} {
 		if value := ts.Getenv(name); value != "" {
 			cmd.Env = append(cmd.Env, name+"="+value)
@@ -258,12 +292,16 @@ func signalled(ts *testscript.TestScript, neg bool, args []string, signal os.Sig
 	}()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for {
+	for late := time.After(patience); ; {
 		select {
+		case <-late:
+			_ = cmd.Process.Kill()
+			<-ended
+			ts.Fatalf("it does not end: %s", stderr.String())
 		case <-ended:
-			return cmd.ProcessState.ExitCode(), stderr.String()
+			return signalled{cmd.ProcessState.ExitCode(), stderr.String(), size() > max(before, 0)}
 		case <-tick.C:
-			if info, err := os.Stat(ts.MkAbs(args[out+1] + ".partial")); err == nil && info.Size() >= size {
+			if due() {
 				tick.Stop()
 				_ = cmd.Process.Signal(signal) // it may have ended just now
 			}

@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/iotest"
 
@@ -20,14 +23,14 @@ import (
 func all(t testing.TB, input io.Reader) []string {
 	t.Helper()
 	var got []string
-	for lines := batchfile.NewLines(input); ; {
+	for lines := batchfile.NewLines(input, batchfile.MaxLine); ; {
 		line, err := lines.Next()
 		switch {
 		case errors.Is(err, io.EOF):
 			return got
 		case err != nil:
 			t.Fatal(err)
-		case errors.Is(line.Err, batchfile.ErrTooLong) && len(line.Text) == 0:
+		case errors.Is(line.Err, batchfile.TooLongError(batchfile.MaxLine)) && len(line.Text) == 0:
 			got = append(got, string(rune('0'+line.Number))+"!")
 		case line.Err != nil:
 			t.Fatal(line.Err)
@@ -106,7 +109,7 @@ func TestALineOf100MiBIsNotHeld(t *testing.T) {
 }
 
 func TestAnInputThatCannotBeReadIsAnError(t *testing.T) {
-	lines := batchfile.NewLines(io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(os.ErrPermission)))
+	lines := batchfile.NewLines(io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(os.ErrPermission)), batchfile.MaxLine)
 	if line, err := lines.Next(); err != nil || string(line.Text) != "a" {
 		t.Errorf("the first line: %q, %v", line.Text, err)
 	}
@@ -229,6 +232,26 @@ func TestATornLineIsCutOffWhenTheOutputGoesOn(t *testing.T) {
 	}
 }
 
+func TestATokenMayBeLongerThanALineOfClaims(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "out")
+	longest := strings.Repeat("x", batchfile.MaxToken)
+	write(t, batchfile.Create, name, false, longest, longest+"x", "a")
+	o, err := batchfile.Resume(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens := o.Tokens()
+	for i, want := range []string{longest, "", "a"} {
+		line, err := tokens.Next()
+		if err != nil || string(line.Text) != want || (line.Err != nil) != (want == "") {
+			t.Errorf("token %d: %d bytes, %v, %v", i+1, len(line.Text), line.Err, err)
+		}
+	}
+	if _, err := o.Abandon(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFinishedOutputStaysWhileItIsContinued(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "out")
@@ -267,8 +290,10 @@ func TestAnOutputIsWrittenByOneAtATime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := batchfile.Resume(name); !errors.Is(err, batchfile.ErrInUse) {
-		t.Errorf("Resume = %v, want ErrInUse", err)
+	for _, open := range []func(string) (*batchfile.Output, error){batchfile.Create, batchfile.Resume} {
+		if _, err := open(name); !errors.Is(err, batchfile.ErrInUse) {
+			t.Errorf("it is opened again: %v, want ErrInUse", err)
+		}
 	}
 	if _, err := o.Abandon(); err != nil {
 		t.Fatal(err)
@@ -276,24 +301,159 @@ func TestAnOutputIsWrittenByOneAtATime(t *testing.T) {
 	write(t, batchfile.Resume, name, true, "a")
 }
 
-func TestWhatIsNoFileIsNoOutput(t *testing.T) {
+func TestOfManyWhoBeginAnOutputOneMay(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "out")
+	var began atomic.Int32
+	for range 500 {
+		var group sync.WaitGroup
+		for range 4 {
+			group.Go(func() {
+				o, err := batchfile.Create(name)
+				if errors.Is(err, batchfile.ErrInUse) {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if began.Add(1) != 1 {
+					t.Error("two write it")
+				}
+				began.Add(-1)
+				if _, err := o.Abandon(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+	}
+}
+
+func TestAnEmptyUnfinishedOutputIsNone(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "out")
-	if err := os.Mkdir(name, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := batchfile.Resume(name); err == nil {
-		t.Error("Resume takes a directory")
-	}
-	if err := os.Mkdir(name+batchfile.Suffix, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, open := range []func(string) (*batchfile.Output, error){batchfile.Create, batchfile.Resume} {
-		if _, err := open(name); err == nil {
-			t.Error("a directory is taken for an output")
+	empty := func() {
+		if err := os.WriteFile(name+batchfile.Suffix, nil, 0o644); err != nil {
+			t.Fatal(err)
 		}
-		if _, err := open(filepath.Join(dir, "missing", "out")); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("in a directory that is not there: %v", err)
+	}
+	empty()
+	write(t, batchfile.Create, name, true, "a")
+	holds(t, dir, "out", "a\n")
+	if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the output has the mode of what was there: %v, %v", info.Mode(), err)
+	}
+	empty()
+	o, err := batchfile.Resume(name)
+	if err != nil || !o.Finished() {
+		t.Fatalf("the finished output is not what is resumed: %v", err)
+	}
+	if _, err := o.Abandon(); err != nil {
+		t.Error(err)
+	}
+	holds(t, dir, "out", "a\n")
+}
+
+func TestAnOutputThatSomebodyTookAwayIsNotFinished(t *testing.T) {
+	for what, take := range map[string]func(string) error{
+		"removed": os.Remove,
+		"replaced": func(path string) error {
+			return errors.Join(os.Remove(path), os.WriteFile(path, []byte("x\n"), 0o600))
+		},
+	} {
+		for _, end := range []func(*batchfile.Output) error{
+			(*batchfile.Output).Finish,
+			func(o *batchfile.Output) error { _, err := o.Abandon(); return err },
+		} {
+			dir := t.TempDir()
+			name := filepath.Join(dir, "out")
+			o, err := batchfile.Create(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(o.Begin(), take(name+batchfile.Suffix)); err != nil {
+				t.Fatal(err)
+			}
+			if err := end(o); !errors.Is(err, batchfile.ErrReplaced) {
+				t.Errorf("%s: %v, want ErrReplaced", what, err)
+			}
+			if what == "removed" {
+				holds(t, dir)
+			} else {
+				holds(t, dir, "out.partial", "x\n")
+			}
+		}
+	}
+}
+
+func TestWhatIsNoFileIsNoOutput(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(
+		os.Mkdir(path("dir"), 0o700),
+		syscall.Mkfifo(path("pipe"), 0o600),
+		os.Symlink("pipe", path("link")),
+		os.Symlink("circle", path("circle")),
+		os.Mkdir(path("blocked.partial"), 0o700),
+		syscall.Mkfifo(path("piped.partial"), 0o600),
+		os.Symlink("missing", path("linked.partial")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]error{
+		"":                          batchfile.ErrNoFile,
+		path("dir"):                 batchfile.ErrNoFile,
+		path("dir") + "/":           batchfile.ErrNoFile,
+		path("new") + "/":           batchfile.ErrNoFile,
+		path("pipe"):                batchfile.ErrNoFile,
+		path("link"):                batchfile.ErrNoFile,
+		path("piped"):               batchfile.ErrNoFile,
+		path("circle"):              syscall.ELOOP,
+		path("linked"):              syscall.ELOOP,
+		path("blocked"):             syscall.EISDIR,
+		path("missing/out"):         os.ErrNotExist,
+		path("piped.partial/x/out"): syscall.ENOTDIR,
+	} {
+		for _, open := range []func(string) (*batchfile.Output, error){batchfile.Create, batchfile.Resume} {
+			if _, err := open(name); !errors.Is(err, want) {
+				t.Errorf("%q: %v, want %v", name, err, want)
+			}
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 7 {
+		t.Errorf("there is now %v: %v", left, err)
+	}
+}
+
+func TestOfALinkTheTargetIsWritten(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(
+		os.MkdirAll(path("a/b"), 0o700),
+		os.Symlink("a/b", path("b")), // b/.. is a
+		os.Symlink("b/../out", path("link")),
+		os.Symlink("link", path("link2")),
+		os.Symlink(path("link2"), path("link3")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"link3", "link", "b/../out"} {
+		if i == 0 {
+			write(t, batchfile.Create, dir+"/"+name, false, name) // nothing is there yet
+			if _, err := os.Stat(path("a/out.partial")); err != nil {
+				t.Error(err)
+			}
+		}
+		write(t, batchfile.Resume, dir+"/"+name, true, name)
+	}
+	content, err := os.ReadFile(path("a/out"))
+	if want := "link3\nlink3\nlink\nb/../out\n"; err != nil || string(content) != want {
+		t.Errorf("the target has %q, want %q: %v", content, want, err)
+	}
+	for _, name := range []string{"link", "link2", "link3"} {
+		if _, err := os.Readlink(path(name)); err != nil {
+			t.Error(err)
 		}
 	}
 }
@@ -305,7 +465,7 @@ func FuzzLines(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, input []byte) {
-		lines := batchfile.NewLines(iotest.HalfReader(bytes.NewReader(input)))
+		lines := batchfile.NewLines(iotest.HalfReader(bytes.NewReader(input)), batchfile.MaxLine)
 		for i, want := range bytes.Split(bytes.TrimPrefix(input, []byte("\uFEFF")), []byte("\n")) {
 			want = bytes.TrimSuffix(want, []byte("\r"))
 			if len(bytes.TrimSpace(want)) == 0 {

@@ -11,33 +11,41 @@ import (
 	"io"
 )
 
-// MaxLine is the longest line in bytes, its end not counted. Longer ones are
-// read over without being held.
-const MaxLine = 1 << 20
+// The longest lines in bytes, their ends not counted: of claims, and of tokens, in
+// which claims grow by a third, and header, signature and added claims come on top.
+const (
+	MaxLine  = 1 << 20
+	MaxToken = 2 * MaxLine
+)
 
-// ErrTooLong is the error of a line that is longer than MaxLine.
-var ErrTooLong = fmt.Errorf("the line is longer than %d bytes", MaxLine)
+// TooLongError is the error of a line that is longer than so many bytes.
+type TooLongError int
+
+func (e TooLongError) Error() string { return fmt.Sprintf("the line is longer than %d bytes", int(e)) }
 
 // Line is one line of input.
 type Line struct {
 	Number int    // from 1
 	Text   []byte // without its end; valid until the next line
-	Err    error  // ErrTooLong, then there is no text; or nil
+	Err    error  // a TooLongError, then there is no text; or nil
 }
 
 // Lines reads input line by line. A line ends with LF or CR LF, the last one
 // also with the input; blank lines are passed over; a UTF-8 byte order mark at
-// the very beginning is, too.
+// the very beginning is, too. Lines that are too long are read over without being
+// held.
 type Lines struct {
 	reader *bufio.Reader
+	most   int
 	buffer []byte
 	number int
 	ended  bool
 }
 
-// NewLines returns the lines of an input.
-func NewLines(input io.Reader) *Lines {
-	return &Lines{reader: bufio.NewReaderSize(input, 64<<10)}
+// NewLines returns the lines of an input; most is the length of the longest in
+// bytes.
+func NewLines(input io.Reader, most int) *Lines {
+	return &Lines{reader: bufio.NewReaderSize(input, 64<<10), most: most}
 }
 
 // Next returns the next line, or io.EOF after the last one, or why the input
@@ -48,8 +56,8 @@ func (l *Lines) Next() (Line, error) {
 		l.number++
 		l.ended = errors.Is(err, io.EOF)
 		switch {
-		case errors.Is(err, ErrTooLong):
-			return Line{Number: l.number, Err: ErrTooLong}, nil
+		case errors.As(err, new(TooLongError)):
+			return Line{Number: l.number, Err: TooLongError(l.most)}, nil
 		case err != nil && !l.ended:
 			return Line{}, err
 		}
@@ -65,13 +73,12 @@ func (l *Lines) Next() (Line, error) {
 }
 
 // read fills the buffer with a line. With io.EOF comes the last one, which may be
-// empty; with ErrTooLong comes nothing.
+// empty; with a TooLongError comes nothing.
 func (l *Lines) read() error {
-	const most = MaxLine + len("\r\n")
 	tooLong := false
 	for l.buffer = l.buffer[:0]; ; {
 		part, err := l.reader.ReadSlice('\n')
-		tooLong = tooLong || len(l.buffer)+len(part) > most
+		tooLong = tooLong || len(l.buffer)+len(part) > l.most+len("\r\n")
 		if !tooLong {
 			l.buffer = append(l.buffer, part...)
 		}
@@ -82,8 +89,8 @@ func (l *Lines) read() error {
 			return err
 		}
 		l.buffer = bytes.TrimSuffix(bytes.TrimSuffix(l.buffer, []byte("\n")), []byte("\r"))
-		if tooLong || len(l.buffer) > MaxLine {
-			return errors.Join(ErrTooLong, err)
+		if tooLong || len(l.buffer) > l.most {
+			return errors.Join(TooLongError(l.most), err)
 		}
 		return err
 	}

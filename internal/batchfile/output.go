@@ -9,24 +9,24 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 )
 
 // Suffix is what the name of an unfinished output ends with. It stands beside
 // the output, so that finishing it is one rename.
 const Suffix = ".partial"
 
-// Errors of Create and Resume.
+// Errors of outputs.
 var (
 	ErrUnfinished = errors.New("an earlier run did not finish")
 	ErrInUse      = errors.New("another process is writing it")
+	ErrReplaced   = errors.New("somebody else removed or replaced it")
 )
 
 // Output is a file of tokens, one a line, that gets its real name when it is
-// complete. The life of one: Create or Resume; Tokens; Begin; Write; and either
+// complete. What is no regular file is none ([ErrNoFile]). The life of one: Create or Resume; Tokens; Begin; Write; and either
 // Finish or Abandon.
 type Output struct {
-	name     string
+	name     string   // where no symbolic link is left
 	file     *os.File // where tokens are, or go
 	finished bool     // file is an output that an earlier run finished
 	complete int64    // size of the lines in file that are complete
@@ -34,39 +34,58 @@ type Output struct {
 	writer   *bufio.Writer
 }
 
+func newOutput(name string) (*Output, error) {
+	path, err := locate(name)
+	if err != nil {
+		return nil, err
+	}
+	return &Output{name: path}, nil
+}
+
 // Create begins an output. It fails with [ErrUnfinished] if there is an
-// unfinished one. An output of that name that is finished is replaced in the end.
+// unfinished one, and with [ErrInUse] if that is being written. An output of that
+// name that is finished is replaced in the end.
 func Create(name string) (*Output, error) {
-	o := &Output{name: name}
-	if err := o.create(); err != nil {
+	o, err := newOutput(name)
+	if err == nil {
+		err = o.create()
+	}
+	if err != nil {
 		return nil, err
 	}
 	return o, nil
 }
 
 func (o *Output) create() error {
-	file, err := os.OpenFile(o.name+Suffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%w: %s is there", ErrUnfinished, o.name+Suffix)
+	for {
+		file, err := openLocked(o.partial(), os.O_CREATE|os.O_EXCL)
+		if err == nil {
+			o.file = file
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		file, err = openUnfinished(o.partial())
+		if err == nil {
+			return errors.Join(fmt.Errorf("%w: %s is there", ErrUnfinished, o.partial()), file.Close())
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	o.file = file
-	if err := o.lock(); err != nil {
-		return errors.Join(err, file.Close())
-	}
-	return nil
 }
 
 // Resume opens what an earlier run left: the unfinished output, else the
 // finished one, else nothing. It changes nothing yet. It fails with [ErrInUse] if
 // the earlier run still goes on.
 func Resume(name string) (*Output, error) {
-	o := &Output{name: name}
-	file, err := os.OpenFile(name+Suffix, os.O_RDWR, 0)
+	o, err := newOutput(name)
+	if err != nil {
+		return nil, err
+	}
+	file, err := openUnfinished(o.partial())
 	if errors.Is(err, fs.ErrNotExist) {
-		file, err = os.Open(name)
+		file, err = os.Open(o.name)
 		o.finished = true
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,26 +95,14 @@ func Resume(name string) (*Output, error) {
 		return nil, err
 	}
 	o.file = file
-	if !o.finished {
-		err = o.lock()
-	}
-	if err == nil {
-		err = o.findEnd()
-	}
-	if err != nil {
+	if err := o.findEnd(); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	return o, nil
 }
 
-// lock keeps other processes away. It ends with the file.
-func (o *Output) lock() error {
-	err := syscall.Flock(int(o.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return fmt.Errorf("%s: %w", o.file.Name(), ErrInUse)
-	}
-	return err
-}
+// partial is the name while the output is not finished.
+func (o *Output) partial() string { return o.name + Suffix }
 
 // findEnd finds the end of the last complete line: a process that is killed may
 // leave a part of one.
@@ -103,9 +110,6 @@ func (o *Output) findEnd() error {
 	info, err := o.file.Stat()
 	if err != nil {
 		return err
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file", o.file.Name())
 	}
 	defer func() { o.torn = o.complete < info.Size() }()
 	block := make([]byte, 64<<10)
@@ -133,7 +137,7 @@ func (o *Output) Finished() bool { return o.finished && !o.torn }
 
 // Tokens are the tokens that the output holds already.
 func (o *Output) Tokens() *Lines {
-	return NewLines(io.NewSectionReader(o.file, 0, o.complete))
+	return NewLines(io.NewSectionReader(o.file, 0, o.complete), MaxToken)
 }
 
 // Begin makes the output ready for more tokens: a last line that is torn goes,
@@ -141,10 +145,10 @@ func (o *Output) Tokens() *Lines {
 func (o *Output) Begin() error {
 	if o.finished {
 		old := o.file
-		defer func() { _ = old.Close() }() // it was only read
 		if err := o.create(); err != nil {
 			return err
 		}
+		defer func() { _ = old.Close() }() // it was only read
 		o.finished = false
 		if _, err := io.Copy(o.file, io.NewSectionReader(old, 0, o.complete)); err != nil {
 			return err
@@ -174,11 +178,14 @@ func (o *Output) Finish() error {
 	if o.finished {
 		return o.file.Close()
 	}
-	if err := errors.Join(o.writer.Flush(), o.file.Sync()); err != nil {
-		return errors.Join(err, o.file.Close())
+	err := errors.Join(o.writer.Flush(), o.file.Sync())
+	if err == nil {
+		err = checkName(o.file, o.partial())
+	}
+	if err == nil {
+		err = os.Rename(o.partial(), o.name)
 	}
 	// The lock is held until the file has its name.
-	err := os.Rename(o.name+Suffix, o.name)
 	if err := errors.Join(err, o.file.Close()); err != nil {
 		return err
 	}
@@ -203,9 +210,12 @@ func (o *Output) Abandon() (kept string, err error) {
 	if o.writer != nil {
 		err = o.writer.Flush()
 	}
+	if named := checkName(o.file, o.partial()); named != nil {
+		return "", errors.Join(err, named, o.file.Close())
+	}
 	info, statErr := o.file.Stat()
 	if statErr == nil && info.Size() == 0 {
-		return "", errors.Join(err, os.Remove(o.name+Suffix), o.file.Close())
+		return "", errors.Join(err, os.Remove(o.partial()), o.file.Close())
 	}
-	return o.name + Suffix, errors.Join(err, statErr, o.file.Close())
+	return o.partial(), errors.Join(err, statErr, o.file.Close())
 }
