@@ -105,6 +105,12 @@ func (s *Signer) hold(ctx context.Context, fn func(hands) error) error {
 		return fn(hands{one: s.sign})
 	}
 	return sessionpool.Retry(ctx, source, func(session *sessionpool.Session) error {
+		if session.Direct() {
+			// A library that computes in this process finds its memory faster where
+			// it is always the same thread that comes.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+		}
 		key := s.key.In(session)
 		return fn(hands{onHSM(key, s.alg), func(ctx context.Context, inputs [][]byte) ([]byte, error) {
 			return key.SignJWSBatch(ctx, s.alg, inputs)

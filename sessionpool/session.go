@@ -269,6 +269,10 @@ func (s *Session) Token() *Token {
 	return s.pool.token
 }
 
+// Direct reports whether calls are made on the goroutine of Do's caller: see
+// Config.Direct.
+func (s *Session) Direct() bool { return s.pool.cfg.Direct }
+
 // Memo remembers the value of key for this physical session, so that the next
 // user of the session has it: an object handle, above all. It is forgotten when
 // a login is renewed or a handle turns out stale. find is called when there is
