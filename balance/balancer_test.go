@@ -132,7 +132,10 @@ func TestAfterASuspensionOneVisitorTriesAndNobodyWaits(t *testing.T) {
 		})
 	}
 	<-reached
-	time.Sleep(3 * s.Suspend) // for others to make the same mistake
+	// Time enough for others to make the same mistake.
+	until(t, "its suspension is long over", func() bool {
+		return time.Since(stats(t, b, endpoint(1)).Until) > 2*s.Suspend
+	})
 	stop.Store(true)
 	group.Wait()
 	if n := dead.Calls("C_Initialize") - before; n != 1 {
@@ -251,7 +254,9 @@ func TestTheNextListIsUsedUntilItFailsInTurn(t *testing.T) {
 	// The active list comes back: the current one stays.
 	s.faults.of(t, 0).Clear()
 	s.faults.of(t, 1).Clear()
-	time.Sleep(2 * s.Suspend)
+	until(t, "their suspensions are over", func() bool {
+		return time.Now().After(stats(t, b, endpoint(0)).Until) && time.Now().After(stats(t, b, endpoint(1)).Until)
+	})
 	become(passive, endpoint(2), endpoint(3))
 	// It fails in turn, and the circle closes.
 	s.faults.kill(t, 2, pkcs11.CKR_DEVICE_ERROR)
