@@ -23,10 +23,12 @@ func (c *crew) start(ctx context.Context, b *batch) {
 	c.hire = func(number int) context.CancelFunc {
 		own, cancel := context.WithCancel(ctx)
 		c.group.Go(func() {
+			defer func() {
+				dismissed := own.Err() != nil && ctx.Err() == nil
+				cancel()
+				c.quit(number, dismissed)
+			}()
 			(&worker{batch: b, number: number}).work(ctx, own)
-			dismissed := own.Err() != nil && ctx.Err() == nil
-			cancel()
-			c.quit(number, dismissed)
 		})
 		return cancel
 	}
