@@ -213,7 +213,7 @@ type attempt struct {
 	session   *sessionpool.Session
 	way       *way
 	data      []byte
-	ends      []uint // of the messages in data, if there are several
+	lots      *lots  // to be signed instead of data
 	size      int    // of a signature
 	pin       string // for a key that wants a login before each signature
 	signature []byte
@@ -237,9 +237,9 @@ func (a *attempt) run(m sessionpool.Module, h pkcs11.SessionHandle) error {
 	}
 	key := at.(*located) //nolint:errcheck // what the line above remembers
 	switch {
-	case len(a.ends) > 0:
-		a.signature, err = m.SignMany(nil, h, a.way.mechanism, key.handle, a.data, a.ends, a.size)
-		return err
+	case a.lots != nil:
+		a.lots.given = 0
+		return m.SignLots(a.lots.ctx, h, a.way.mechanism, key.handle, a.size, a.lots.next, a.lots.signed)
 	case key.always:
 		a.signature, err = a.signAfterLogin(m, h, key.handle)
 	default:

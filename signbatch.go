@@ -3,34 +3,41 @@ package hsmkey
 import (
 	"context"
 	"slices"
+
+	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
-// SignJWSBatch signs several JWS signing inputs, one after the other, in the
-// session that the key is pinned to by [HSMJWK.In]. It returns the signatures
-// one after the other, each of the same length, or an error and none; then
-// [HSMJWK.SignJWS] tells which input is to blame.
+// SignJWSBatch signs lot after lot of JWS signing inputs in the session that the
+// key is pinned to by [HSMJWK.In], until next returns none. It hands the signatures
+// of each lot to done, in their order: one after the other, each of the same
+// length, valid until done returns. Both run on the caller's goroutine.
 //
 // It is for many tokens in a row: what each signature costs beside the HSM's work
-// is shared, above all where the module computes in this process, where all of
-// them are one step from Go to C. The time limit is that of each PKCS#11 call.
-// A key that is not pinned signs one input at a time.
-func (k *HSMJWK) SignJWSBatch(ctx context.Context, algorithm Algorithm, signingInputs [][]byte) ([]byte, error) {
+// is shared. Where the module computes in this process, one lot is signed while the
+// next one is made, so next may have been asked for two lots that done has not seen
+// yet; what next returns must stay as it is until then. With other HSMs the time
+// limit is that of each PKCS#11 call. A key that is not pinned signs one input at
+// a time.
+//
+// When there is an error, no input of the lots that done has not seen counts as
+// signed; [HSMJWK.SignJWS] tells which one is to blame.
+func (k *HSMJWK) SignJWSBatch(ctx context.Context, algorithm Algorithm, next func() [][]byte, done func(signatures []byte)) error {
 	if !slices.Contains(k.material.algorithms, algorithm) {
-		return nil, k.notAble(algorithm)
+		return k.notAble(algorithm)
 	}
 	s := schemes[algorithm]
-	if w := k.settledWay(s); w != nil && len(signingInputs) > 1 {
-		return k.signMany(ctx, s, w, signingInputs)
-	}
-	var signatures []byte
-	for _, input := range signingInputs {
-		signature, err := k.sign(ctx, k.newSigning(s, input))
-		if err != nil {
-			return nil, err
+	for inputs := next(); len(inputs) > 0; inputs = next() {
+		w := k.settledWay(s)
+		if w != nil && k.pinned.Direct() {
+			return k.signLots(ctx, s, w, inputs, next, done)
 		}
-		signatures = append(signatures, signature...)
+		signatures, err := k.signLot(ctx, s, w, inputs)
+		if err != nil {
+			return err
+		}
+		done(signatures)
 	}
-	return signatures, nil
+	return nil
 }
 
 // settledWay returns how the HSM of the pinned session signs by a scheme, if that
@@ -45,33 +52,86 @@ func (k *HSMJWK) settledWay(s *scheme) *way {
 	return nil
 }
 
-// signMany makes the signatures in one call. As in an attempt for one, the memory
-// that it gives away is never used again.
-func (k *HSMJWK) signMany(ctx context.Context, s *scheme, w *way, inputs [][]byte) ([]byte, error) {
-	a := &attempt{key: k.material, session: k.pinned, way: w, ends: make([]uint, len(inputs)), size: k.signatureSize(s)}
-	length := len(inputs) * maxDigestInfo
-	if w.input == inputMessage {
-		length = 0
+// signLot signs a lot by itself, one by one if no way is known.
+func (k *HSMJWK) signLot(ctx context.Context, s *scheme, w *way, inputs [][]byte) (signatures []byte, err error) {
+	if w == nil {
 		for _, input := range inputs {
-			length += len(input)
+			signature, err := k.sign(ctx, k.newSigning(s, input))
+			if err != nil {
+				return nil, err
+			}
+			signatures = append(signatures, signature...)
 		}
+		return signatures, nil
 	}
-	a.data = make([]byte, 0, length)
-	for i, input := range inputs {
+	// As in an attempt for one, the memory that is given away is never used again.
+	l := &lots{ctx: ctx, more: func(*sessionpool.Lot) bool { return false }, done: func(s []byte) { signatures = s }}
+	l.pending = []*sessionpool.Lot{k.fill(new(sessionpool.Lot), s, w, inputs)}
+	a := &attempt{key: k.material, session: k.pinned, way: w, lots: l, size: k.signatureSize(s)}
+	return signatures, a.do(ctx)
+}
+
+// signLots signs lots that follow each other, of which the first one is there.
+func (k *HSMJWK) signLots(ctx context.Context, s *scheme, w *way, first [][]byte, next func() [][]byte, done func([]byte)) error {
+	more := func(lot *sessionpool.Lot) bool {
+		inputs := next()
+		if len(inputs) > 0 {
+			k.fill(lot, s, w, inputs)
+		}
+		return len(inputs) > 0
+	}
+	l := &lots{ctx: ctx, more: more, done: done, pending: []*sessionpool.Lot{k.fill(new(sessionpool.Lot), s, w, first)}}
+	a := &attempt{key: k.material, session: k.pinned, way: w, lots: l, size: k.signatureSize(s)}
+	return a.do(ctx)
+}
+
+// fill writes what is signed of the inputs to a lot.
+func (k *HSMJWK) fill(lot *sessionpool.Lot, s *scheme, w *way, inputs [][]byte) *sessionpool.Lot {
+	lot.Data, lot.Ends = lot.Data[:0], lot.Ends[:0]
+	for _, input := range inputs {
 		switch w.input {
 		case inputMessage:
-			a.data = append(a.data, input...)
+			lot.Data = append(lot.Data, input...)
 		case inputDigestInfo:
-			a.data = s.appendHash(append(a.data, s.prefix...), input)
+			lot.Data = s.appendHash(append(lot.Data, s.prefix...), input)
 		case inputDigest:
-			start := len(a.data)
-			a.data = s.appendHash(a.data, input)
-			a.data = a.data[:start+len(k.truncate(s, a.data[start:]))]
+			start := len(lot.Data)
+			lot.Data = s.appendHash(lot.Data, input)
+			lot.Data = lot.Data[:start+len(k.truncate(s, lot.Data[start:]))]
 		}
-		a.ends[i] = uint(len(a.data))
+		lot.Ends = append(lot.Ends, uint(len(lot.Data)))
 	}
-	if err := a.do(ctx); err != nil {
-		return nil, err
+	return lot
+}
+
+// lots is what an attempt at several lots has before it.
+type lots struct {
+	ctx     context.Context
+	pending []*sessionpool.Lot          // that are not signed
+	given   int                         // of them, in this run: one that is made again begins anew
+	more    func(*sessionpool.Lot) bool // fills another one
+	done    func(signatures []byte)     // takes what became of one
+	spare   []*sessionpool.Lot          // that were
+}
+
+func (l *lots) next() *sessionpool.Lot {
+	if l.given == len(l.pending) {
+		lot := new(sessionpool.Lot)
+		if n := len(l.spare); n > 0 {
+			lot, l.spare = l.spare[n-1], l.spare[:n-1]
+		}
+		if !l.more(lot) {
+			return nil
+		}
+		l.pending = append(l.pending, lot)
 	}
-	return a.signature, nil
+	l.given++
+	return l.pending[l.given-1]
+}
+
+func (l *lots) signed(lot *sessionpool.Lot) {
+	l.pending = l.pending[1:]
+	l.given--
+	l.done(lot.Signatures)
+	l.spare = append(l.spare, lot)
 }

@@ -181,15 +181,8 @@ func (m shortMessages) SignSingle(dst []byte, h pkcs11.SessionHandle, mechanism 
 	return m.Module.SignSingle(dst, h, mechanism, key, data, size)
 }
 
-func (m shortMessages) SignMany(dst []byte, h pkcs11.SessionHandle, mechanism *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
-	begin := uint(0)
-	for _, end := range ends {
-		if int(end-begin) > m.most {
-			return nil, pkcs11.Error(pkcs11.CKR_DATA_LEN_RANGE)
-		}
-		begin = end
-	}
-	return m.Module.SignMany(dst, h, mechanism, key, data, ends, size)
+func (m shortMessages) SignLots(ctx context.Context, h pkcs11.SessionHandle, mechanism *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *sessionpool.Lot, done func(*sessionpool.Lot)) error {
+	return sessionpool.SignEach(ctx, m, h, mechanism, key, size, next, done)
 }
 
 // The first one is among them: nothing has shown yet that the key signs at all.

@@ -30,6 +30,7 @@ func newClimber(c *crew, w *window) *climber { return &climber{crew: c, window: 
 // climb goes on until the batch is over.
 func (c *climber) climb(ctx context.Context) {
 	for down := false; ; down = !down {
+		c.crew.measuring(true)
 		var ok bool
 		if c.rate, ok = c.measure(ctx); !ok {
 			return
@@ -44,6 +45,7 @@ func (c *climber) climb(ctx context.Context) {
 			return
 		}
 		c.crew.resize(c.sessions)
+		c.crew.measuring(false)
 		if !c.pause(ctx, climbAgain) {
 			return
 		}

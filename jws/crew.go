@@ -2,7 +2,9 @@ package jws
 
 import (
 	"context"
+	"runtime"
 	"sync"
+	"time"
 )
 
 // crew is the workers of a batch. Their number may change while they work.
@@ -10,8 +12,13 @@ type crew struct {
 	group sync.WaitGroup
 	hire  func(number int) context.CancelFunc
 
+	// computing holds those who have the library compute in this process: not more
+	// than there are processors, or they would only be in each other's way.
+	computing chan struct{}
+
 	mu      sync.Mutex
 	wanted  int
+	measure bool
 	running map[int]context.CancelFunc
 	report  func(int)
 }
@@ -20,6 +27,7 @@ type crew struct {
 // somebody to find the best one.
 func (c *crew) start(ctx context.Context, b *batch) {
 	c.running, c.report = map[int]context.CancelFunc{}, b.opts.OnSessions
+	c.computing = make(chan struct{}, runtime.NumCPU())
 	c.hire = func(number int) context.CancelFunc {
 		own, cancel := context.WithCancel(ctx)
 		c.group.Go(func() {
@@ -78,6 +86,25 @@ func (c *crew) wants(number int) (yes bool, workers int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return number < c.wanted, c.wanted
+}
+
+// measuring says whether somebody measures how fast the crew is: what it does at a
+// time must be short beside the measurement.
+func (c *crew) measuring(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.measure = yes
+}
+
+// longLot is how long a lot is to take where the processors are what limits the
+// crew: longer when workers share them.
+func (c *crew) longLot() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.measure {
+		return shortLot
+	}
+	return longLot
 }
 
 func (c *crew) wait() { c.group.Wait() }

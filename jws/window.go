@@ -9,7 +9,7 @@ import (
 // The window of a batch. It is larger than what any number of sessions signs at
 // a time, so that one slow item does not hold up the others.
 const (
-	windowItems = 4 * MaxBatchSessions
+	windowItems = 8 * MaxBatchSessions
 	windowBytes = 4 << 20 // of payloads, unless a single one is larger
 	keepBuffer  = 1 << 10 // of a slot
 )
@@ -20,8 +20,8 @@ const (
 //
 // Waking somebody costs as much as a good part of a signature, so the feeder and
 // the reader are not woken for each item: the feeder when half of the window is
-// free, the reader when a worker runs out of work, or half of the window is
-// results; else it looks by itself.
+// free, the reader when a worker runs out of work, when half of the window is
+// results, and else after a while.
 type window struct {
 	mu   sync.Mutex
 	room sync.Cond     // the feeder waits for it
@@ -30,13 +30,15 @@ type window struct {
 
 	slots             []slot // a ring
 	head, fresh, tail int
-	returned          []int // to be signed again
-	bytes             int   // of payloads in the window
-	signed            int   // results so far
-	idle              int   // workers that wait
-	full              bool  // the feeder waits
-	ended             bool  // the input has
-	err               error // why the batch is over
+	returned          []int     // to be signed again
+	bytes             int       // of payloads in the window
+	signed            int       // results so far
+	idle              int       // workers that wait
+	told              time.Time // when the reader was woken last
+	telling           bool      // it will be
+	full              bool      // the feeder waits
+	ended             bool      // the input has
+	err               error     // why the batch is over
 	over              chan struct{}
 }
 
@@ -64,6 +66,7 @@ func (w *window) slot(at int) *slot { return &w.slots[at%len(w.slots)] }
 
 // tell wakes the reader.
 func (w *window) tell() {
+	w.told = time.Now()
 	select {
 	case w.news <- struct{}{}:
 	default:
@@ -127,12 +130,13 @@ func (w *window) end(err error) {
 }
 
 // take appends at most so many items to lot, and only this worker's share of
-// what there is; none when none will come. Workers wait until all items are
-// signed, because others may give theirs back.
-func (w *window) take(lot []item, most, workers int) []item {
+// what there is; none when none will come, or, without waiting, when there are
+// none. Workers wait until all items are signed, because others may give theirs
+// back.
+func (w *window) take(lot []item, most, workers int, wait bool) []item {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for w.err == nil && len(w.returned) == 0 && w.fresh == w.tail {
+	for wait && w.err == nil && len(w.returned) == 0 && w.fresh == w.tail {
 		w.idle++
 		w.tell()
 		w.work.Wait()
@@ -177,15 +181,31 @@ func (w *window) put(lot []item) {
 		}
 		w.signed++
 	}
-	if w.idle > 0 || w.signed-w.head >= windowItems/2 {
-		w.tell()
+	if w.slot(w.head).done {
+		w.announce()
 	}
 	w.settle()
 }
 
+// announce has the reader woken, who has something to read: now, or soon.
+func (w *window) announce() {
+	switch {
+	case w.idle > 0 || w.signed-w.head >= windowItems/2 || time.Since(w.told) >= mostDelay:
+		w.tell()
+	case !w.telling:
+		w.telling = true
+		time.AfterFunc(mostDelay, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.telling = false
+			w.tell()
+		})
+	}
+}
+
 const (
 	mostResults = 64                    // that due returns at a time
-	lookAgain   = 10 * time.Millisecond // when the reader looks by itself
+	mostDelay   = 10 * time.Millisecond // until the reader is told of them
 )
 
 // due appends the results that are due, in their order, to results. When there
@@ -196,12 +216,7 @@ func (w *window) due(results []result) ([]result, error) {
 		if len(results) > 0 || err != nil {
 			return results, err
 		}
-		timer := time.NewTimer(lookAgain)
-		select {
-		case <-w.news:
-		case <-timer.C:
-		}
-		timer.Stop()
+		<-w.news
 	}
 }
 

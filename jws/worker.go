@@ -2,9 +2,7 @@ package jws
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
-	"runtime"
 	"time"
 
 	"github.com/hsmkey/hsmkey"
@@ -16,34 +14,26 @@ type worker struct {
 	batch  *batch
 	number int
 
-	over   bool // there is no more for it to do
-	most   int  // items to take at a time
-	lot    []item
-	buffer []byte   // what is signed of the lot
-	inputs [][]byte // the same item by item
-	places []int    // in the lot, of the inputs
-	token  []byte
+	over  bool // there is no more for it to do
+	most  int  // items to take at a time
+	spare []*lot
 }
 
-// item is one item of a lot.
-type item struct {
-	at      int
-	payload []byte // valid while the worker has the item
-	done    bool
-	result
-}
-
-// The measures of a lot. What a worker does for each of its lots costs as much as
-// a good part of a signature, and so does crossing from Go to C.
+// What a worker does for each of its lots costs as much as a few signatures: long
+// lots make a fast batch. Where an HSM is waited for there is time enough for it,
+// and short lots bring the tokens sooner.
 const (
-	mostLot  = 128
-	lotBytes = 64 << 10 // of payloads, unless a single one is larger
-	lotTime  = 4 * time.Millisecond
+	shortLot = 4 * time.Millisecond
+	longLot  = 64 * time.Millisecond // of a processor's time
 )
 
 // A worker keeps a session for this long. Then others who want one get their
-// turn, and a balancer may send the worker to another HSM.
-const turn = 250 * time.Millisecond
+// turn, and a balancer may send the worker to another HSM. Where the processors are
+// what is short, beginning a turn costs some milliseconds until all are busy again.
+const (
+	turn     = 250 * time.Millisecond
+	longTurn = time.Second
+)
 
 // How long a worker waits to try again when it finds no session while others
 // sign. It doubles each time.
@@ -52,11 +42,12 @@ const (
 	mostPause  = time.Second
 )
 
-// hands are the ways to sign in one session. many may be nil; it signs several
-// inputs, all or none, into signatures that lie one after the other.
+// hands are the ways to sign in one session. many is [hsmkey.HSMJWK.SignJWSBatch],
+// or nil.
 type hands struct {
-	one  signFunc
-	many func(ctx context.Context, inputs [][]byte) ([]byte, error)
+	one    signFunc
+	many   func(ctx context.Context, next func() [][]byte, done func(signatures []byte)) error
+	direct bool // the library computes in this process
 }
 
 // work signs for as long as there is something to sign and the crew wants this
@@ -68,7 +59,7 @@ func (w *worker) work(ctx, own context.Context) {
 	pause := firstPause
 	for !w.over {
 		before := b.window.progress()
-		err := b.signer.hold(own, func(h hands) error { return w.takeTurn(ctx, h) })
+		err := b.signer.hold(own, func(h hands) error { return w.takeTurn(ctx, own, h) })
 		switch {
 		case err == nil:
 			pause = firstPause
@@ -105,136 +96,148 @@ func (s *Signer) hold(ctx context.Context, fn func(hands) error) error {
 		return fn(hands{one: s.sign})
 	}
 	return sessionpool.Retry(ctx, source, func(session *sessionpool.Session) error {
-		if session.Direct() {
-			// A library that computes in this process finds its memory faster where
-			// it is always the same thread that comes.
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-		}
 		key := s.key.In(session)
-		return fn(hands{onHSM(key, s.alg), func(ctx context.Context, inputs [][]byte) ([]byte, error) {
-			return key.SignJWSBatch(ctx, s.alg, inputs)
-		}})
+		many := func(ctx context.Context, next func() [][]byte, done func([]byte)) error {
+			return key.SignJWSBatch(ctx, s.alg, next, done)
+		}
+		return fn(hands{onHSM(key, s.alg), many, session.Direct()})
 	})
 }
 
 // takeTurn signs until the session's time is up or there is nothing left.
-func (w *worker) takeTurn(ctx context.Context, h hands) error {
-	b := w.batch
-	start := time.Now()
-	for now := start; now.Sub(start) < turn; {
-		w.lot = w.lot[:0]
-		if wanted, workers := b.crew.wants(w.number); wanted {
-			w.lot = b.window.take(w.lot, max(w.most, 1), workers)
+func (w *worker) takeTurn(ctx, own context.Context, h hands) error {
+	end := time.Now().Add(turn)
+	if h.direct {
+		end = time.Now().Add(longTurn)
+		select {
+		case w.batch.crew.computing <- struct{}{}:
+			defer func() { <-w.batch.crew.computing }()
+		case <-own.Done():
+			return own.Err()
 		}
-		if len(w.lot) == 0 {
+	}
+	for time.Now().Before(end) {
+		l := w.take(true)
+		if l == nil {
 			w.over = true
 			return nil
 		}
-		err := w.sign(ctx, h)
-		b.window.put(w.lot)
-		signed := len(w.lot)
-		w.letGo()
+		var err error
+		if h.many == nil || len(l.inputs) < 2 {
+			err = w.signEach(ctx, h, l)
+		} else {
+			err = w.signLots(ctx, h, l, end)
+		}
 		if err != nil {
 			return err
 		}
-		begin := now
-		now = time.Now()
-		w.pace(h, signed, now.Sub(begin)/time.Duration(signed))
-		// From a goroutine that never waits, the scheduler takes its processor
-		// every 10 ms, also in C, and then watches over all of them for a while,
-		// at the cost of a few percent.
-		runtime.Gosched()
 	}
 	return nil
 }
 
-// pace chooses the size of the next lot by how long an item of this one took. It
-// grows slowly: the time may have been short by chance.
-func (w *worker) pace(h hands, signed int, each time.Duration) {
-	if h.many == nil {
-		return
-	}
-	w.most = min(int(lotTime/max(each, 1))+1, 2*signed, mostLot)
-}
-
-// letGo keeps nothing of the lot while the worker waits for the next.
-func (w *worker) letGo() {
-	clear(w.lot)
-	clear(w.inputs)
-	if cap(w.buffer) > 4*lotBytes { // an item was very large
-		w.buffer, w.token = nil, nil
-	}
-}
-
-// sign signs the lot. What became of the items is in them; err is the session's
-// or the HSM's, and those that are not done are to be signed elsewhere.
-func (w *worker) sign(ctx context.Context, h hands) error {
-	w.prepare()
-	if h.many != nil && len(w.inputs) > 1 {
-		signatures, err := h.many(ctx, w.inputs)
-		if err == nil {
-			size := len(signatures) / len(w.inputs)
-			for i := range w.inputs {
-				w.finish(i, signatures[i*size:(i+1)*size])
-			}
+// take takes a lot and prepares it. There is none when there is nothing left to
+// sign, or, if the worker does not want to wait, nothing at the moment.
+func (w *worker) take(wait bool) *lot {
+	b := w.batch
+	for {
+		wanted, workers := b.crew.wants(w.number)
+		if !wanted {
 			return nil
 		}
-		if isLoss(err) || ctx.Err() != nil {
-			return err
+		l := &lot{}
+		if n := len(w.spare); n > 0 {
+			l, w.spare = w.spare[n-1], w.spare[:n-1]
 		}
-		// One by one they tell who is to blame.
+		l.items = b.window.take(l.items, max(w.most, 1), workers, wait)
+		if len(l.items) == 0 {
+			return nil
+		}
+		l.prepare(b)
+		if len(l.inputs) > 0 {
+			return l
+		}
+		w.put(l)
 	}
-	for i, input := range w.inputs {
+}
+
+// put gives the lot back with what became of it.
+func (w *worker) put(l *lot) {
+	w.batch.window.put(l.items)
+	l.clear()
+	w.spare = append(w.spare, l)
+}
+
+// signEach signs a lot item by item. What became of the items is in the window;
+// the error is the session's or the HSM's, and the items that are not done are to
+// be signed elsewhere.
+func (w *worker) signEach(ctx context.Context, h hands, l *lot) error {
+	defer w.put(l)
+	began, signed := time.Now(), len(l.items)
+	for i, input := range l.inputs {
 		signature, err := h.one(ctx, input)
 		switch {
 		case err == nil:
-			w.finish(i, signature)
+			l.finish(i, signature)
 		case isItems(err):
-			it := &w.lot[w.places[i]]
-			it.err, it.done = err, true
+			l.fail(i, err)
 		default:
 			return err
 		}
 	}
+	w.pace(h, signed, time.Since(began))
 	return nil
 }
 
-// prepare writes what is signed of each item. An item that cannot be prepared is
-// done.
-func (w *worker) prepare() {
-	b := w.batch
-	w.buffer, w.inputs, w.places = w.buffer[:0], w.inputs[:0], w.places[:0]
-	for i := range w.lot {
-		it := &w.lot[i]
-		payload := it.payload
-		if b.opts.Prepare != nil {
-			if payload, it.err = b.opts.Prepare(it.at, payload); it.err != nil {
-				it.done = true
-				continue
-			}
+// signLots signs a lot and those that follow it, until the session's time is up.
+func (w *worker) signLots(ctx context.Context, h hands, first *lot, end time.Time) error {
+	var begun []*lot
+	last := time.Now()
+	next := func() [][]byte {
+		l := first
+		if first = nil; l == nil && ctx.Err() == nil && time.Now().Before(end) {
+			l = w.take(false)
 		}
-		begin := len(w.buffer)
-		w.buffer = append(w.buffer, b.signer.prefix...)
-		w.buffer = base64.RawURLEncoding.AppendEncode(w.buffer, payload)
-		w.inputs = append(w.inputs, w.buffer[begin:])
-		w.places = append(w.places, i)
+		if l == nil {
+			return nil
+		}
+		begun = append(begun, l)
+		return l.inputs
 	}
-	// The buffer may have moved while it grew.
-	begin := 0
-	for i, input := range w.inputs {
-		end := begin + len(input)
-		w.inputs[i] = w.buffer[begin:end:end]
-		begin = end
+	done := func(signatures []byte) {
+		l := begun[0]
+		begun = begun[1:]
+		now := time.Now()
+		w.pace(h, len(l.items), now.Sub(last))
+		last = now
+		l.finishAll(signatures)
+		w.put(l)
 	}
+	err := h.many(ctx, next, done)
+	blame := err != nil && !isLoss(err) && ctx.Err() == nil
+	for _, l := range begun {
+		if !blame {
+			w.put(l)
+			continue
+		}
+		// One by one they tell who is to blame.
+		err = w.signEach(ctx, h, l)
+		blame = err == nil
+	}
+	return err
 }
 
-// finish makes the token of an input.
-func (w *worker) finish(i int, signature []byte) {
-	w.token = append(append(w.token[:0], w.inputs[i]...), '.')
-	w.token = base64.RawURLEncoding.AppendEncode(w.token, signature)
-	it := &w.lot[w.places[i]]
-	it.token, it.done = string(w.token), true
+// pace chooses the size of the next lot by how long this one took. It grows
+// slowly: the time may have been short by chance.
+func (w *worker) pace(h hands, signed int, took time.Duration) {
+	if h.many == nil {
+		return
+	}
+	aim := shortLot
+	if h.direct {
+		aim = w.batch.crew.longLot()
+	}
+	each := max(took/time.Duration(signed), 1)
+	w.most = min(int(aim/each)+1, 2*signed, mostLot)
 }
 
 // isItems reports whether a failed signature is the fault of its item: neither

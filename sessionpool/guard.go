@@ -1,6 +1,7 @@
 package sessionpool
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 	"time"
@@ -227,15 +228,10 @@ func (g *guard) SignSingle(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mech
 	return sig, g.leave(err)
 }
 
-// SignMany makes one call of it only where nobody waits for calls to come back.
-func (g *guard) SignMany(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
+// SignLots is one call only where nobody waits for calls to come back.
+func (g *guard) SignLots(ctx context.Context, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *Lot, done func(*Lot)) error {
 	if !g.direct {
-		return signEach(g, dst, h, mech, key, data, ends, size)
+		return SignEach(ctx, g, h, mech, key, size, next, done)
 	}
-	m, err := g.enter()
-	if err != nil {
-		return nil, err
-	}
-	sigs, err := m.SignMany(dst, h, mech, key, data, ends, size)
-	return sigs, g.leave(err)
+	return g.do(func(m Module) error { return m.SignLots(ctx, h, mech, key, size, next, done) })
 }

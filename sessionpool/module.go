@@ -1,9 +1,13 @@
 package sessionpool
 
-import "github.com/miekg/pkcs11"
+import (
+	"context"
+
+	"github.com/miekg/pkcs11"
+)
 
 // Module is what the toolkit uses of a PKCS#11 library: methods of
-// [pkcs11.Ctx] with their meaning unchanged, and SignSingle and SignMany. It is the
+// [pkcs11.Ctx] with their meaning unchanged, and SignSingle and SignLots. It is the
 // one way to an HSM, and the place where [Config.Wrap] puts a decorator.
 //
 // The Module that [Session.Do] hands out is bound to that call: it refuses to
@@ -46,10 +50,44 @@ type Module interface {
 	// pointers (CK_RSA_PKCS_PSS_PARAMS has none).
 	SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error)
 
-	// SignMany is SignSingle for several messages, which lie one after the other
-	// in data, each up to where ends says. Either all signatures are appended to
-	// dst, each of size bytes, or there is an error. In a session that is
-	// [Config.Direct] it is one crossing from Go to C for all; in others each
-	// signature is a call with a time limit of its own.
-	SignMany(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error)
+	// SignLots signs lot after lot in one session, each message as SignSingle
+	// does, until next returns nil or ctx ends. Each lot is handed to done, in their order, with
+	// its Signatures. While a lot is being signed next may be asked for another
+	// one, so lots may have been given out that done never saw when there is an
+	// error. [SignEach] is how decorators do it.
+	//
+	// In a session that is [Config.Direct] a lot is signed in C, beside the
+	// goroutine that makes the call; in others each signature is a call with a
+	// time limit of its own, and next and done run on the session's goroutine.
+	SignLots(ctx context.Context, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *Lot, done func(*Lot)) error
+}
+
+// Lot is messages that are signed one after the other.
+type Lot struct {
+	Data       []byte // the messages, one after the other
+	Ends       []uint // where each ends in Data
+	Signatures []byte // one after the other, of equal size
+}
+
+// SignEach is [Module.SignLots] by calls of SignSingle.
+func SignEach(ctx context.Context, m Module, h pkcs11.SessionHandle, mechanism *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *Lot, done func(*Lot)) error {
+	for lot := next(); lot != nil; lot = next() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		lot.Signatures = lot.Signatures[:0]
+		begin := uint(0)
+		for i, end := range lot.Ends {
+			var err error
+			if lot.Signatures, err = m.SignSingle(lot.Signatures, h, mechanism, key, lot.Data[begin:end], size); err != nil {
+				return err
+			}
+			if len(lot.Signatures) != (i+1)*size {
+				return pkcs11.Error(pkcs11.CKR_SIGNATURE_LEN_RANGE)
+			}
+			begin = end
+		}
+		done(lot)
+	}
+	return nil
 }

@@ -4,32 +4,9 @@ package sessionpool
 #cgo linux LDFLAGS: -ldl
 #cgo noescape hk_sign_single
 #cgo nocallback hk_sign_single
-#cgo noescape hk_sign_many
-#cgo nocallback hk_sign_many
 #include <dlfcn.h>
 #include <stdlib.h>
-
-typedef unsigned long hk_ulong;
-
-// The head of CK_FUNCTION_LIST (PKCS#11 v2.40, 3.6): a two-byte version and
-// the functions in the order of pkcs11f.h, of which we call two directly.
-typedef struct {
-	unsigned char version[2];
-	void *fn[44];
-} hk_functions;
-
-enum { HK_SIGN_INIT = 42, HK_SIGN = 43 };
-
-enum { HK_SIGNATURE_LEN_RANGE = 0xC1 }; // CKR_SIGNATURE_LEN_RANGE
-
-typedef struct {
-	hk_ulong mechanism;
-	void *parameter;
-	hk_ulong parameter_len;
-} hk_mechanism;
-
-typedef hk_ulong (*hk_sign_init)(hk_ulong, hk_mechanism *, hk_ulong);
-typedef hk_ulong (*hk_sign)(hk_ulong, unsigned char *, hk_ulong, unsigned char *, hk_ulong *);
+#include "sign.h"
 
 // hk_open loads a library that has a function list. On failure it returns NULL
 // and says why in *why, which stays valid until the next dl call.
@@ -45,38 +22,6 @@ static void *hk_open(const char *path, const char **why) {
 		return NULL;
 	}
 	return lib;
-}
-
-// hk_sign_single writes the signature to sig and its length to *sig_len.
-static hk_ulong hk_sign_single(hk_functions *f, hk_ulong session,
-		hk_ulong mechanism, void *parameter, hk_ulong parameter_len,
-		hk_ulong key, unsigned char *data, hk_ulong data_len,
-		unsigned char *sig, hk_ulong *sig_len) {
-	hk_mechanism m = { mechanism, parameter, parameter_len };
-	hk_ulong rv = ((hk_sign_init)f->fn[HK_SIGN_INIT])(session, &m, key);
-	if (rv != 0)
-		return rv;
-	return ((hk_sign)f->fn[HK_SIGN])(session, data, data_len, sig, sig_len);
-}
-
-// hk_sign_many signs count messages, of which each ends in data where ends says,
-// and writes signatures of size bytes one after the other to sig.
-static hk_ulong hk_sign_many(hk_functions *f, hk_ulong session,
-		hk_ulong mechanism, void *parameter, hk_ulong parameter_len,
-		hk_ulong key, unsigned char *data, hk_ulong *ends, hk_ulong count,
-		unsigned char *sig, hk_ulong size) {
-	hk_ulong start = 0;
-	for (hk_ulong i = 0; i < count; i++) {
-		hk_ulong length = size;
-		hk_ulong rv = hk_sign_single(f, session, mechanism, parameter, parameter_len,
-			key, data + start, ends[i] - start, sig + i * size, &length);
-		if (rv != 0)
-			return rv;
-		if (length != size)
-			return HK_SIGNATURE_LEN_RANGE;
-		start = ends[i];
-	}
-	return 0;
 }
 */
 import "C"
@@ -165,9 +110,9 @@ func (n *native) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechan
 	start := len(dst)
 	dst = slices.Grow(dst, size)[:start+size]
 	length := C.hk_ulong(size)
-	rv := C.hk_sign_single(n.functions, C.hk_ulong(h),
+	rv := C.hk_sign_single(n.functions, C.hk_ulong(h), C.hk_mechanism{
 		C.hk_ulong(m.Mechanism), unsafe.Pointer(unsafe.SliceData(m.Parameter)), C.hk_ulong(len(m.Parameter)),
-		C.hk_ulong(key), (*C.uchar)(unsafe.SliceData(data)), C.hk_ulong(len(data)),
+	}, C.hk_ulong(key), (*C.uchar)(unsafe.SliceData(data)), C.hk_ulong(len(data)),
 		(*C.uchar)(unsafe.SliceData(dst[start:])), &length)
 	if rv != 0 {
 		return nil, pkcs11.Error(rv)
@@ -176,37 +121,4 @@ func (n *native) SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechan
 		return nil, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)
 	}
 	return dst[:start+int(length)], nil
-}
-
-func (n *native) SignMany(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
-	if n.functions == nil {
-		return signEach(n, dst, h, m, key, data, ends, size)
-	}
-	start, all := len(dst), len(ends)*size
-	dst = slices.Grow(dst, all)[:start+all]
-	rv := C.hk_sign_many(n.functions, C.hk_ulong(h),
-		C.hk_ulong(m.Mechanism), unsafe.Pointer(unsafe.SliceData(m.Parameter)), C.hk_ulong(len(m.Parameter)),
-		C.hk_ulong(key), (*C.uchar)(unsafe.SliceData(data)), (*C.hk_ulong)(unsafe.Pointer(unsafe.SliceData(ends))), C.hk_ulong(len(ends)),
-		(*C.uchar)(unsafe.SliceData(dst[start:])), C.hk_ulong(size))
-	if rv != 0 {
-		return nil, pkcs11.Error(rv)
-	}
-	return dst, nil
-}
-
-// signEach is SignMany by calls of SignSingle.
-func signEach(m Module, dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
-	begin := uint(0)
-	for _, end := range ends {
-		before := len(dst)
-		var err error
-		if dst, err = m.SignSingle(dst, h, mech, key, data[begin:end], size); err != nil {
-			return nil, err
-		}
-		if len(dst) != before+size {
-			return nil, pkcs11.Error(pkcs11.CKR_SIGNATURE_LEN_RANGE)
-		}
-		begin = end
-	}
-	return dst, nil
 }

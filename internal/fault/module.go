@@ -1,6 +1,8 @@
 package fault
 
 import (
+	"context"
+
 	"errors"
 	"slices"
 	"sync"
@@ -240,17 +242,8 @@ func (m *module) SignSingle(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mec
 	return m.Module.SignSingle(dst, h, mech, key, data, size)
 }
 
-// SignMany is one C_SignInit and C_Sign after the other.
-func (m *module) SignMany(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, ends []uint, size int) ([]byte, error) {
-	begin := uint(0)
-	for _, end := range ends {
-		var err error
-		if dst, err = m.SignSingle(dst, h, mech, key, data[begin:end], size); err != nil {
-			return nil, err
-		}
-		begin = end
-	}
-	return dst, nil
+func (m *module) SignLots(ctx context.Context, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *sessionpool.Lot, done func(*sessionpool.Lot)) error {
+	return sessionpool.SignEach(ctx, m, h, mech, key, size, next, done)
 }
 
 func (m *module) DecryptInit(h pkcs11.SessionHandle, mech []*pkcs11.Mechanism, key pkcs11.ObjectHandle) error {

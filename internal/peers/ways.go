@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -31,7 +32,7 @@ func newSigner(name, module, token string) (signer, error) {
 		return &letsencrypt{module: module, token: token, signers: map[string]jose.Signer{}}, nil
 	case single, batch:
 		hsm, err := hsmkey.Open(context.Background(), hsmkey.Config{Pool: poolConfig(module, token)})
-		return &ours{hsm: hsm, batch: name == batch, signers: map[string]*jws.Signer{}}, err
+		return &ours{hsm: hsm, batch: name == batch, signers: map[string]*jws.Signer{}, speeds: map[speed]float64{}}, err
 	}
 	return nil, fmt.Errorf("no peer is called %q", name)
 }
@@ -232,6 +233,12 @@ type ours struct {
 	hsm     *hsmkey.HSM
 	batch   bool
 	signers map[string]*jws.Signer
+	speeds  map[speed]float64 // tokens a second, as measured last
+}
+
+type speed struct {
+	alg      hsmkey.Algorithm
+	sessions int
 }
 
 func (o *ours) sign(alg hsmkey.Algorithm, label string, sessions int, until time.Time) (int64, error) {
@@ -253,26 +260,37 @@ func (o *ours) sign(alg hsmkey.Algorithm, label string, sessions int, until time
 			return err
 		})
 	}
-	// When the time is over no more tokens are begun, and those that were are
-	// waited for and counted, as in the other ways.
-	endless := func(yield func([]byte) bool) {
-		for time.Now().Before(until) && yield(claims) {
-		}
-	}
-	late := func(_ int, item []byte) ([]byte, error) {
-		if !time.Now().Before(until) {
+	return o.signBatch(ctx, s, speed{alg, sessions}, until)
+}
+
+// signBatch signs as many tokens as fit into the time, by what was measured before;
+// all of them, because it is a batch's own affair to end without idle sessions. The
+// first time it finds out.
+func (o *ours) signBatch(ctx context.Context, s *jws.Signer, v speed, until time.Time) (count int64, err error) {
+	start := time.Now()
+	opts := jws.BatchOptions{Sessions: v.sessions, Skip: true}
+	most := int64(o.speeds[v] * time.Until(until).Seconds())
+	if most == 0 {
+		most = math.MaxInt64
+		opts.Prepare = func(_ int, item []byte) ([]byte, error) {
+			if time.Now().Before(until) {
+				return item, nil
+			}
 			return nil, errLate
 		}
-		return item, nil
 	}
-	count := int64(0)
-	for _, err := range s.Batch(ctx, endless, jws.BatchOptions{Sessions: sessions, Prepare: late, Skip: true}) {
+	items := func(yield func([]byte) bool) {
+		for n := int64(0); n < most && (opts.Prepare == nil || time.Now().Before(until)) && yield(claims); n++ {
+		}
+	}
+	for _, err := range s.Batch(ctx, items, opts) {
 		if err == nil {
 			count++
 		} else if !errors.Is(err, errLate) {
 			return 0, err
 		}
 	}
+	o.speeds[v] = float64(count) / time.Since(start).Seconds()
 	return count, nil
 }
 
