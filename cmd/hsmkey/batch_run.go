@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"time"
 
 	"github.com/hsmkey/hsmkey"
@@ -137,7 +136,7 @@ func (r *batchRun) batch(ctx context.Context, write func(token string) error) er
 	}
 	var inputErr error
 	items := func(yield func([]byte) bool) { inputErr = r.feed(yield) }
-	r.opts.Prepare, r.opts.OnSessions = r.prepare, r.inSessions
+	r.opts.Prepare, r.opts.OnSessions = r.prepare, func(n int) { r.sessions = n }
 	for token, err := range r.signer.Batch(ctx, items, r.opts) {
 		if item := (*jws.ItemError)(nil); errors.As(err, &item) {
 			err = lineError(r.onTheWay.of(item.Index), item.Err)
@@ -192,16 +191,6 @@ func (r *batchRun) skip(reason error) {
 	r.skipped++
 	r.progress.clear()
 	r.app.note("skipped: %v", reason)
-}
-
-// inSessions takes note of how many sessions sign. A library that computes in
-// this process holds as many processors of the scheduler's: it works with less
-// ado when some are left, even though they are only names for the same cores.
-func (r *batchRun) inSessions(n int) {
-	r.sessions = n
-	if want := min(n+2, 4*runtime.NumCPU()); want > runtime.GOMAXPROCS(0) {
-		runtime.GOMAXPROCS(want)
-	}
 }
 
 // writer returns what writes a token, and what writes all that is still held.

@@ -175,7 +175,7 @@ func (i *Injector) before(function string) (instead bool, err error) {
 		<-h.release
 	}
 	if d > 0 {
-		time.Sleep(d)
+		sleep(d)
 	}
 	return instead, err
 }

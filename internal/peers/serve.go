@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -37,9 +36,6 @@ func serveCommands(name string) error {
 		if _, err := fmt.Sscan(commands.Text(), &alg, &key, &sessions, &ms, &bytes); err != nil {
 			return err
 		}
-		// As hsmkey batch does it: the scheduler lets calls into C alone as long as
-		// it has processors to spare.
-		runtime.GOMAXPROCS(max(runtime.NumCPU(), sessions+2))
 		start, busy := time.Now(), cpuTime()
 		count, err := s.sign(alg, key, sessions, start.Add(time.Duration(ms)*time.Millisecond))
 		switch {
