@@ -21,7 +21,7 @@ type item struct {
 
 const (
 	mostLot  = 2048
-	lotBytes = 1 << 20 // of payloads, unless a single one is larger
+	lotBytes = 256 << 10 // of payloads, unless a single one is larger
 )
 
 // prepare writes what is signed of each item. An item that cannot be prepared is
@@ -78,7 +78,7 @@ func (l *lot) clear() {
 	clear(l.items)
 	clear(l.inputs)
 	l.items, l.inputs, l.places = l.items[:0], l.inputs[:0], l.places[:0]
-	if cap(l.buffer) > 4*lotBytes { // an item was very large
+	if cap(l.buffer) > 2*lotBytes { // an item was very large
 		l.buffer, l.token = nil, nil
 	}
 	l.buffer = l.buffer[:0]
