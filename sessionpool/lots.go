@@ -5,7 +5,7 @@ package sessionpool
 #cgo nocallback hk_signer_add
 #cgo nocallback hk_signer_result
 #cgo nocallback hk_signer_end
-#include "sign.h"
+#include "signer.h"
 */
 import "C"
 

@@ -91,13 +91,14 @@ func ask(ctx context.Context, source PINSource) (pin string, err error) {
 // own, so that a digest in a core dump is worth little on its own.
 type digest [sha256.Size]byte
 
-var digestKey = func() (key [32]byte) {
+var digestKey = sync.OnceValue(func() (key [32]byte) {
 	rand.Read(key[:]) // never fails: it ends the process instead
 	return key
-}()
+})
 
 func digestOf(pin string) digest {
-	return sha256.Sum256(append(digestKey[:], pin...))
+	key := digestKey()
+	return sha256.Sum256(append(key[:], pin...))
 }
 
 // PINGuard makes a wrong PIN cost one attempt: what one token rejected is not

@@ -15,8 +15,17 @@ func main() { os.Exit(process(os.Stdout, os.Stderr)) }
 // process runs the program in its process. The first Ctrl-C asks it to end, the
 // second ends it.
 func process(stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // beside what follows: it takes a while
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		defer signal.Stop(signals)
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	return run(ctx, os.Args[1:], os.Stdin, stdout, stderr)
 }

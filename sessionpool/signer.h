@@ -1,27 +1,9 @@
-// What is called in C directly, and not through miekg/pkcs11.
+// A thread that signs.
 
-#ifndef HK_SIGN_H
-#define HK_SIGN_H
+#ifndef HK_SIGNER_H
+#define HK_SIGNER_H
 
-typedef unsigned long hk_ulong;
-
-// The head of CK_FUNCTION_LIST (PKCS#11 v2.40, 3.6): a two-byte version and
-// the functions in the order of pkcs11f.h, of which we call two.
-typedef struct {
-	unsigned char version[2];
-	void *fn[44];
-} hk_functions;
-
-// CK_MECHANISM.
-typedef struct {
-	hk_ulong mechanism;
-	void *parameter;
-	hk_ulong parameter_len;
-} hk_mechanism;
-
-// hk_sign_single writes the signature to sig and its length to *sig_len.
-hk_ulong hk_sign_single(hk_functions *f, hk_ulong session, hk_mechanism mechanism, hk_ulong key,
-	unsigned char *data, hk_ulong data_len, unsigned char *sig, hk_ulong *sig_len);
+#include "calls.h"
 
 // hk_lot is messages that are signed one after the other: each ends in data where
 // ends says. The signatures, of size bytes each, are written one after the other

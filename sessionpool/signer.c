@@ -5,22 +5,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "sign.h"
-
-enum { HK_SIGN_INIT = 42, HK_SIGN = 43 };
+#include "signer.h"
 
 enum { HK_SIGNATURE_LEN_RANGE = 0xC1 }; // CKR_SIGNATURE_LEN_RANGE
-
-typedef hk_ulong (*hk_sign_init)(hk_ulong, hk_mechanism *, hk_ulong);
-typedef hk_ulong (*hk_sign)(hk_ulong, unsigned char *, hk_ulong, unsigned char *, hk_ulong *);
-
-hk_ulong hk_sign_single(hk_functions *f, hk_ulong session, hk_mechanism mechanism, hk_ulong key,
-		unsigned char *data, hk_ulong data_len, unsigned char *sig, hk_ulong *sig_len) {
-	hk_ulong rv = ((hk_sign_init)f->fn[HK_SIGN_INIT])(session, &mechanism, key);
-	if (rv != 0)
-		return rv;
-	return ((hk_sign)f->fn[HK_SIGN])(session, data, data_len, sig, sig_len);
-}
 
 struct hk_signer {
 	pthread_t thread;
