@@ -29,10 +29,11 @@ const (
 
 // A worker keeps a session for this long. Then others who want one get their
 // turn, and a balancer may send the worker to another HSM. Where the processors are
-// what is short, beginning a turn costs some milliseconds until all are busy again.
+// what is short, beginning a turn costs some milliseconds until all are busy again:
+// there it goes on for longer as long as nobody waits for a session.
 const (
 	turn     = 250 * time.Millisecond
-	longTurn = time.Second
+	longTurn = 10 * time.Second
 )
 
 // How long a worker waits to try again when it finds no session while others
@@ -45,9 +46,23 @@ const (
 // hands are the ways to sign in one session. many is [hsmkey.HSMJWK.SignJWSBatch],
 // or nil.
 type hands struct {
-	one    signFunc
-	many   func(ctx context.Context, next func() [][]byte, done func(signatures []byte)) error
-	direct bool // the library computes in this process
+	one     signFunc
+	many    func(ctx context.Context, next func() [][]byte, done func(signatures []byte)) error
+	session *sessionpool.Session
+}
+
+// direct reports whether the library computes in this process.
+func (h hands) direct() bool { return h.session != nil && h.session.Direct() }
+
+// over reports whether a turn that began then is to end.
+func (h hands) over(began time.Time) bool {
+	switch took := time.Since(began); {
+	case took < turn:
+		return false
+	case h.direct() && h.session.Token().Stats().Waiting == 0:
+		return took >= longTurn
+	}
+	return true
 }
 
 // work signs for as long as there is something to sign and the crew wants this
@@ -100,15 +115,13 @@ func (s *Signer) hold(ctx context.Context, fn func(hands) error) error {
 		many := func(ctx context.Context, next func() [][]byte, done func([]byte)) error {
 			return key.SignJWSBatch(ctx, s.alg, next, done)
 		}
-		return fn(hands{onHSM(key, s.alg), many, session.Direct()})
+		return fn(hands{onHSM(key, s.alg), many, session})
 	})
 }
 
 // takeTurn signs until the session's time is up or there is nothing left.
 func (w *worker) takeTurn(ctx, own context.Context, h hands) error {
-	end := time.Now().Add(turn)
-	if h.direct {
-		end = time.Now().Add(longTurn)
+	if h.direct() {
 		select {
 		case w.batch.crew.computing <- struct{}{}:
 			defer func() { <-w.batch.crew.computing }()
@@ -116,7 +129,7 @@ func (w *worker) takeTurn(ctx, own context.Context, h hands) error {
 			return own.Err()
 		}
 	}
-	for time.Now().Before(end) {
+	for began := time.Now(); !h.over(began); {
 		l := w.take(true)
 		if l == nil {
 			w.over = true
@@ -126,7 +139,7 @@ func (w *worker) takeTurn(ctx, own context.Context, h hands) error {
 		if h.many == nil || len(l.inputs) < 2 {
 			err = w.signEach(ctx, h, l)
 		} else {
-			err = w.signLots(ctx, h, l, end)
+			err = w.signLots(ctx, h, l, began)
 		}
 		if err != nil {
 			return err
@@ -189,12 +202,12 @@ func (w *worker) signEach(ctx context.Context, h hands, l *lot) error {
 }
 
 // signLots signs a lot and those that follow it, until the session's time is up.
-func (w *worker) signLots(ctx context.Context, h hands, first *lot, end time.Time) error {
+func (w *worker) signLots(ctx context.Context, h hands, first *lot, began time.Time) error {
 	var begun []*lot
 	last := time.Now()
 	next := func() [][]byte {
 		l := first
-		if first = nil; l == nil && ctx.Err() == nil && time.Now().Before(end) {
+		if first = nil; l == nil && ctx.Err() == nil && !h.over(began) {
 			l = w.take(false)
 		}
 		if l == nil {
@@ -233,7 +246,7 @@ func (w *worker) pace(h hands, signed int, took time.Duration) {
 		return
 	}
 	aim := shortLot
-	if h.direct {
+	if h.direct() {
 		aim = w.batch.crew.longLot()
 	}
 	each := max(took/time.Duration(signed), 1)
