@@ -213,9 +213,9 @@ type attempt struct {
 	session   *sessionpool.Session
 	way       *way
 	data      []byte
-	lots      *lots  // to be signed instead of data
-	size      int    // of a signature
-	pin       string // for a key that wants a login before each signature
+	lots      *stream // to be signed instead of data
+	size      int     // of a signature
+	pin       string  // for a key that wants a login before each signature
 	signature []byte
 }
 

@@ -10,14 +10,15 @@ import (
 // SignJWSBatch signs lot after lot of JWS signing inputs in the session that the
 // key is pinned to by [HSMJWK.In], until next returns none. It hands the signatures
 // of each lot to done, in their order: one after the other, each of the same
-// length, valid until done returns. Both run on the caller's goroutine.
+// length, valid until done returns. Both run on the caller's goroutine, and must
+// not use the session.
 //
 // It is for many tokens in a row: what each signature costs beside the HSM's work
 // is shared. Where the module computes in this process, one lot is signed while the
-// next one is made, so next may have been asked for two lots that done has not seen
-// yet; what next returns must stay as it is until then. With other HSMs the time
-// limit is that of each PKCS#11 call. A key that is not pinned signs one input at
-// a time.
+// next one is made: next may have been asked for two lots that done has not seen
+// yet, and is asked again as long as lots are out, even if it had none before. With
+// other HSMs the time limit is that of each PKCS#11 call. A key that is not pinned
+// signs one input at a time.
 //
 // When there is an error, no input of the lots that done has not seen counts as
 // signed; [HSMJWK.SignJWS] tells which one is to blame.
@@ -26,16 +27,21 @@ func (k *HSMJWK) SignJWSBatch(ctx context.Context, algorithm Algorithm, next fun
 		return k.notAble(algorithm)
 	}
 	s := schemes[algorithm]
-	for inputs := next(); len(inputs) > 0; inputs = next() {
+	for inputs := next(); len(inputs) > 0; {
 		w := k.settledWay(s)
 		if w != nil && k.pinned.Direct() {
-			return k.signLots(ctx, s, w, inputs, next, done)
+			over, err := k.signLots(ctx, s, w, inputs, next, done)
+			if over || err != nil {
+				return err
+			}
+		} else {
+			signatures, err := k.signLot(ctx, s, w, inputs)
+			if err != nil {
+				return err
+			}
+			done(signatures)
 		}
-		signatures, err := k.signLot(ctx, s, w, inputs)
-		if err != nil {
-			return err
-		}
-		done(signatures)
+		inputs = next()
 	}
 	return nil
 }
@@ -64,30 +70,36 @@ func (k *HSMJWK) signLot(ctx context.Context, s *scheme, w *way, inputs [][]byte
 		}
 		return signatures, nil
 	}
-	// As in an attempt for one, the memory that is given away is never used again.
-	l := &lots{ctx: ctx, more: func(*sessionpool.Lot) bool { return false }, done: func(s []byte) { signatures = s }}
+	// A call that was left may come back later and write to its own memory.
+	var signed []byte
+	l := &stream{ctx: ctx, more: func(*sessionpool.Lot) bool { return false }, done: func(s []byte) { signed = s }}
 	l.pending = []*sessionpool.Lot{k.fill(new(sessionpool.Lot), s, w, inputs)}
 	a := &attempt{key: k.material, session: k.pinned, way: w, lots: l, size: k.signatureSize(s)}
-	return signatures, a.do(ctx)
+	if err := a.do(ctx); err != nil {
+		return nil, err
+	}
+	return signed, nil
 }
 
-// signLots signs lots that follow each other, of which the first one is there.
-func (k *HSMJWK) signLots(ctx context.Context, s *scheme, w *way, first [][]byte, next func() [][]byte, done func([]byte)) error {
+// signLots signs lots that follow each other, of which the first one is there. over
+// says that next had no more; else the session has something else to do in between.
+func (k *HSMJWK) signLots(ctx context.Context, s *scheme, w *way, first [][]byte, next func() [][]byte, done func([]byte)) (over bool, err error) {
 	more := func(lot *sessionpool.Lot) bool {
 		inputs := next()
-		if len(inputs) > 0 {
+		if over = len(inputs) == 0; !over {
 			k.fill(lot, s, w, inputs)
 		}
-		return len(inputs) > 0
+		return !over
 	}
-	l := &lots{ctx: ctx, more: more, done: done, pending: []*sessionpool.Lot{k.fill(new(sessionpool.Lot), s, w, first)}}
+	l := &stream{ctx: ctx, more: more, done: done, pending: []*sessionpool.Lot{k.fill(new(sessionpool.Lot), s, w, first)}}
 	a := &attempt{key: k.material, session: k.pinned, way: w, lots: l, size: k.signatureSize(s)}
-	return a.do(ctx)
+	err = a.do(ctx)
+	return over, err
 }
 
 // fill writes what is signed of the inputs to a lot.
 func (k *HSMJWK) fill(lot *sessionpool.Lot, s *scheme, w *way, inputs [][]byte) *sessionpool.Lot {
-	lot.Data, lot.Ends = lot.Data[:0], lot.Ends[:0]
+	lot.Data, lot.Ends = slices.Grow(lot.Data[:0], 1), lot.Ends[:0] // not nil: modules refuse NULL
 	for _, input := range inputs {
 		switch w.input {
 		case inputMessage:
@@ -104,8 +116,8 @@ func (k *HSMJWK) fill(lot *sessionpool.Lot, s *scheme, w *way, inputs [][]byte) 
 	return lot
 }
 
-// lots is what an attempt at several lots has before it.
-type lots struct {
+// stream is what an attempt at several lots has before it.
+type stream struct {
 	ctx     context.Context
 	pending []*sessionpool.Lot          // that are not signed
 	given   int                         // of them, in this run: one that is made again begins anew
@@ -114,7 +126,7 @@ type lots struct {
 	spare   []*sessionpool.Lot          // that were
 }
 
-func (l *lots) next() *sessionpool.Lot {
+func (l *stream) next() *sessionpool.Lot {
 	if l.given == len(l.pending) {
 		lot := new(sessionpool.Lot)
 		if n := len(l.spare); n > 0 {
@@ -129,7 +141,7 @@ func (l *lots) next() *sessionpool.Lot {
 	return l.pending[l.given-1]
 }
 
-func (l *lots) signed(lot *sessionpool.Lot) {
+func (l *stream) signed(lot *sessionpool.Lot) {
 	l.pending = l.pending[1:]
 	l.given--
 	l.done(lot.Signatures)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -58,11 +59,11 @@ func signBatch(t *testing.T, h *hsmkey.HSM, key *hsmkey.HSMJWK, algorithm hsmkey
 	}
 }
 
-// SoftHSM2 as it is makes all signatures of a batch in one call; behind a
+// SoftHSM2 as it is makes all signatures of a batch on a thread; behind a
 // decorator each has one of its own.
 func TestABatchOfInputsIsSignedByEveryAlgorithm(t *testing.T) {
 	plain := func(m sessionpool.Module) sessionpool.Module { return m }
-	for name, wrap := range map[string]func(sessionpool.Module) sessionpool.Module{"in one call": nil, "call by call": plain} {
+	for name, wrap := range map[string]func(sessionpool.Module) sessionpool.Module{"on a thread": nil, "call by call": plain} {
 		t.Run(name, func(t *testing.T) {
 			h := wrapped(t, wrap)
 			for _, typ := range []hsmkey.KeyType{hsmkey.RSA2048, hsmkey.P256, hsmkey.P521, hsmkey.Ed25519, hsmkey.HMAC512} {
@@ -81,7 +82,7 @@ func TestABatchOfInputsIsSignedByModulesThatHashThemselves(t *testing.T) {
 }
 
 func TestALotOfInputsFailsAsAWhole(t *testing.T) {
-	for name, direct := range map[string]bool{"in one call": true, "call by call": false} {
+	for name, direct := range map[string]bool{"directly": true, "on the session's goroutine": false} {
 		t.Run(name, func(t *testing.T) {
 			injector := fault.New()
 			c := config(testhsm.New(t))
@@ -116,4 +117,50 @@ func TestALotOfInputsFailsAsAWhole(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Modules take no address of nothing.
+func TestEmptyInputsAreSignedInALot(t *testing.T) {
+	plain := func(m sessionpool.Module) sessionpool.Module { return m }
+	for name, wrap := range map[string]func(sessionpool.Module) sessionpool.Module{"on a thread": nil, "call by call": plain} {
+		t.Run(name, func(t *testing.T) {
+			h := wrapped(t, wrap)
+			key := generate(t, h, "key", hsmkey.Ed25519)
+			s, err := h.Source().Acquire(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Release()
+			signatures, err := signLots(key.In(s), hsmkey.EdDSA, make([][]byte, 6))
+			if err != nil || len(signatures) != 6*64 {
+				t.Fatalf("%d bytes of signatures and error %v, want six signatures", len(signatures), err)
+			}
+			if err := verify(key, hsmkey.EdDSA, nil, signatures[5*64:]); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// The race detector sees whether the call that comes back late still writes to
+// what its caller has.
+func TestALotThatComesBackLateIsNobodysAffair(t *testing.T) {
+	injector := fault.New()
+	c := config(testhsm.New(t))
+	c.Pool.Wrap, c.Pool.OpTimeout = injector.Wrap, 100*time.Millisecond
+	h := open(t, c)
+	key := generate(t, h, "key", hsmkey.P256)
+	s, err := h.Source().Acquire(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Release()
+	if _, err := signLots(key.In(s), hsmkey.ES256, make([][]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	_, release := injector.Hang("C_Sign")
+	if signatures, err := signLots(key.In(s), hsmkey.ES256, make([][]byte, 1)); !errors.Is(err, hsmkey.ErrTimeout) || signatures != nil {
+		t.Errorf("signatures %x and error %v, want ErrTimeout", signatures, err)
+	}
+	release()
 }

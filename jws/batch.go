@@ -18,7 +18,7 @@ type BatchOptions struct {
 	// Sessions is the number of sessions to sign in. Zero: as many as pay off,
 	// found out while signing, which takes a second or two. With a library that
 	// computes in this process, no more of them sign at a time than there are
-	// processors.
+	// processors (GOMAXPROCS).
 	Sessions int
 
 	// Skip goes on after an item that cannot be signed. Without it, the first

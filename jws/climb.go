@@ -29,8 +29,8 @@ func newClimber(c *crew, w *window) *climber { return &climber{crew: c, window: 
 
 // climb goes on until the batch is over.
 func (c *climber) climb(ctx context.Context) {
+	c.crew.measuring(true)
 	for down := false; ; down = !down {
-		c.crew.measuring(true)
 		var ok bool
 		if c.rate, ok = c.measure(ctx); !ok {
 			return
@@ -47,6 +47,12 @@ func (c *climber) climb(ctx context.Context) {
 		c.crew.resize(c.sessions)
 		c.crew.measuring(false)
 		if !c.pause(ctx, climbAgain) {
+			return
+		}
+		c.crew.measuring(true)
+		// What workers have before them from now on is short; each has two lots that
+		// are not.
+		if !c.pause(ctx, 3*longLot) {
 			return
 		}
 	}

@@ -27,7 +27,7 @@ type crew struct {
 // somebody to find the best one.
 func (c *crew) start(ctx context.Context, b *batch) {
 	c.running, c.report = map[int]context.CancelFunc{}, b.opts.OnSessions
-	c.computing = make(chan struct{}, runtime.NumCPU())
+	c.computing = make(chan struct{}, runtime.GOMAXPROCS(0))
 	c.hire = func(number int) context.CancelFunc {
 		own, cancel := context.WithCancel(ctx)
 		c.group.Go(func() {
@@ -97,7 +97,7 @@ func (c *crew) measuring(yes bool) {
 }
 
 // longLot is how long a lot is to take where the processors are what limits the
-// crew: longer when workers share them.
+// crew.
 func (c *crew) longLot() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()

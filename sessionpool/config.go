@@ -73,7 +73,8 @@ type Config struct {
 	// OpTimeout limits each PKCS#11 call. Zero: DefaultOpTimeout.
 	OpTimeout time.Duration
 
-	// Direct makes PKCS#11 calls on the goroutine of the caller, not on one of the
+	// Direct makes PKCS#11 calls on the goroutine of the caller, and those of
+	// [Module.SignLots] on a thread beside it, not on a goroutine of the
 	// session's own: that saves handing each call over and back, and a call that
 	// hangs holds its caller, whatever OpTimeout and its context say. It is for
 	// libraries that compute in this process and have no device to wait for. For

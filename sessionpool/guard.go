@@ -18,7 +18,7 @@ type guard struct {
 	instance   *instance
 	generation uint64         // that its handle is good for
 	user       bool           // the session is to be logged in
-	direct     bool           // the caller's goroutine makes the calls
+	direct     bool           // the caller's goroutine makes the calls, lots aside
 	epoch      *atomic.Uint64 // the token's
 	login      uint64         // the epoch in which the present search began
 	open       bool           // a run is going on
@@ -38,7 +38,7 @@ func clock() int64 { return int64(time.Since(clockBase)) + 1 }
 func (g *guard) beginRun(w work) { g.run, g.open, g.reached, g.failed = w, true, false, nil }
 func (g *guard) endRun()         { g.run, g.open = work{}, false }
 
-var errEnded = fail(ErrClosed, nil, "the Module of Session.Do was used after the function returned")
+var errEnded = fail(ErrClosed, nil, "the Module of Session.Do was used after the function returned, or while SignLots uses the session")
 
 func (g *guard) enter() (Module, error) {
 	if !g.open {
@@ -228,10 +228,32 @@ func (g *guard) SignSingle(dst []byte, h pkcs11.SessionHandle, mech *pkcs11.Mech
 	return sig, g.leave(err)
 }
 
-// SignLots is one call only where nobody waits for calls to come back.
-func (g *guard) SignLots(ctx context.Context, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *Lot, done func(*Lot)) error {
+// SignLots is one call only where nobody waits for calls to come back. It does not
+// hold up those who restart the library or close the pool: for them it ends early.
+func (g *guard) SignLots(ctx context.Context, h pkcs11.SessionHandle, mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *Lot, done func(*Lot)) (err error) {
+	defer func() {
+		if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			err = waitError(ctx, "signing")
+		}
+	}()
 	if !g.direct {
 		return SignEach(ctx, g, h, mech, key, size, next, done)
 	}
-	return g.do(func(m Module) error { return m.SignLots(ctx, h, mech, key, size, next, done) })
+	m, err := g.enter()
+	if err != nil {
+		return err
+	}
+	// next and done are the caller's: they may panic, and must not use the session,
+	// which is at work.
+	g.open = false
+	defer func() {
+		g.open = true
+		_ = g.leave(err)
+	}()
+	return m.SignLots(ctx, h, mech, key, size, func() *Lot {
+		if g.instance.shut.Load() || g.run.pool.isClosed() {
+			return nil
+		}
+		return next()
+	}, done)
 }

@@ -39,6 +39,9 @@ func (n *native) SignLots(ctx context.Context, h pkcs11.SessionHandle, m *pkcs11
 	stopWaiting := context.AfterFunc(ctx, func() { _ = t.done.SetReadDeadline(time.Now()) })
 	defer stopWaiting()
 	for {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		for len(t.lots) < C.HK_DEPTH {
 			lot := next()
 			if lot == nil {
@@ -92,11 +95,11 @@ func (n *native) startSigner(h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pk
 
 // pinned is the address of a slice's elements, which stay there.
 func pinned[T any](pins *runtime.Pinner, slice []T) unsafe.Pointer {
-	if len(slice) == 0 {
-		return nil
+	first := unsafe.SliceData(slice)
+	if cap(slice) > 0 {
+		pins.Pin(first)
 	}
-	pins.Pin(&slice[0])
-	return unsafe.Pointer(&slice[0])
+	return unsafe.Pointer(first)
 }
 
 // add gives a lot to the thread.

@@ -115,14 +115,74 @@ func TestALotThatFailsEndsTheOthersAndLeavesTheSessionUsable(t *testing.T) {
 	mustSign(t, s, pub, "key")
 }
 
+// Both are somebody else's code, which the pool cannot trust.
+func TestWhatHappensInNextAndDoneStaysThere(t *testing.T) {
+	p := newHSM(t).pool(t, bare) // and is closed in order when the test ends
+	pub := makeKey(t, p, "key")
+	s := acquire(t, p)
+	defer s.Release()
+	func() {
+		defer func() {
+			if recover() != "next" {
+				t.Error("the panic of next did not come through")
+			}
+		}()
+		lots := given(digestLot(0, 100))
+		_ = signLots(context.Background(), s, "key", 64, func() *sessionpool.Lot {
+			if lot := lots(); lot != nil {
+				return lot
+			}
+			panic("next")
+		}, func(*sessionpool.Lot) {})
+	}()
+	err := s.Do(context.Background(), func(m sessionpool.Module, h pkcs11.SessionHandle) error {
+		key, err := findKey(m, h, "key")
+		if err != nil {
+			return err
+		}
+		return m.SignLots(context.Background(), h, ecdsaMechanism, key, 64, given(digestLot(0, 1)), func(*sessionpool.Lot) {
+			if _, err := m.GetSessionInfo(h); !errors.Is(err, sessionpool.ErrClosed) {
+				t.Errorf("the session, used in done: %v, want ErrClosed", err)
+			}
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	mustSign(t, s, pub, "key")
+}
+
+func TestClosingThePoolEndsAStreamOfLots(t *testing.T) {
+	p := newHSM(t).pool(t, bare)
+	makeKey(t, p, "key")
+	s := acquire(t, p)
+	closed := make(chan error)
+	begun := false
+	endless := func() *sessionpool.Lot {
+		if !begun {
+			begun = true
+			go func() { closed <- p.Close(context.Background()) }()
+		}
+		return digestLot(0, 50)
+	}
+	if err := signLots(context.Background(), s, "key", 64, endless, func(*sessionpool.Lot) {}); err != nil {
+		t.Errorf("the stream: %v", err)
+	}
+	s.Release()
+	if err := <-closed; err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
 // The lot would take half a minute.
 func TestALotEndsWithItsContext(t *testing.T) {
 	p := newHSM(t).pool(t, bare)
 	pub := makeKey(t, p, "key")
 	s := acquire(t, p)
 	defer s.Release()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+	errHurry := errors.New("no time")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
 	long := digestLot(0, 1)
 	for len(long.Ends) < 1<<19 {
 		long.Data, long.Ends = append(long.Data, long.Data[:32]...), append(long.Ends, uint(32*(len(long.Ends)+1)))
@@ -132,10 +192,10 @@ func TestALotEndsWithItsContext(t *testing.T) {
 		if lot == long {
 			t.Error("the long lot was done")
 		}
-		cancel() // while the long one is being signed
+		cancel(errHurry) // while the long one is being signed
 	})
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want context.Canceled", err)
+	if !errors.Is(err, context.Canceled) || !errors.Is(err, errHurry) {
+		t.Errorf("error %v, want context.Canceled and its cause", err)
 	}
 	mustSign(t, s, pub, "key")
 }

@@ -51,14 +51,19 @@ type Module interface {
 	SignSingle(dst []byte, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, data []byte, size int) ([]byte, error)
 
 	// SignLots signs lot after lot in one session, each message as SignSingle
-	// does, until next returns nil or ctx ends. Each lot is handed to done, in their order, with
-	// its Signatures. While a lot is being signed next may be asked for another
-	// one, so lots may have been given out that done never saw when there is an
-	// error. [SignEach] is how decorators do it.
+	// does, and hands each lot to done, in their order, with its Signatures. It
+	// ends when next returns nil and done has seen all lots, when ctx ends, or with
+	// an error; then lots may have been given out that done never sees. In a
+	// session it also ends, without an error, when the library restarts or the pool
+	// is closed.
 	//
-	// In a session that is [Config.Direct] a lot is signed in C, beside the
-	// goroutine that makes the call; in others each signature is a call with a
-	// time limit of its own, and next and done run on the session's goroutine.
+	// While a lot is being signed next is asked for another one, again and again
+	// if it has none yet. next must not wait long, and neither next nor done may use
+	// the session. [SignEach] is how decorators do it.
+	//
+	// In a session that is [Config.Direct] lots are signed by a thread of C, beside
+	// the goroutine that makes the call; in others each signature is a call with
+	// a time limit of its own, and next and done run on the session's goroutine.
 	SignLots(ctx context.Context, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *Lot, done func(*Lot)) error
 }
 

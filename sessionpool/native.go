@@ -38,12 +38,12 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// native is a loaded PKCS#11 library: miekg's binding, plus the calls that
-// are on the path of every token and to every key. A library is never unloaded: its threads and
-// at-exit handlers may outlive C_Finalize.
+// native is a loaded PKCS#11 library: miekg's binding, plus the calls that are on
+// the path of every token and to every key. A library is never unloaded: its
+// threads and at-exit handlers may outlive C_Finalize.
 type native struct {
 	*pkcs11.Ctx
-	functions *C.hk_functions // nil: SignSingle goes through Ctx
+	functions *C.hk_functions // nil: all calls go through Ctx
 }
 
 var _ Module = (*native)(nil)

@@ -60,6 +60,12 @@ static void *run(void *arg) {
 	return NULL;
 }
 
+static void discard(hk_signer *s) {
+	pthread_cond_destroy(&s->more);
+	pthread_mutex_destroy(&s->mu);
+	free(s);
+}
+
 hk_signer *hk_signer_start(hk_functions *f, hk_ulong session, hk_mechanism mechanism, hk_ulong key, int done) {
 	hk_signer *s = malloc(sizeof *s);
 	if (s == NULL)
@@ -74,7 +80,7 @@ hk_signer *hk_signer_start(hk_functions *f, hk_ulong session, hk_mechanism mecha
 	int failed = pthread_create(&s->thread, NULL, run, s);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (failed) {
-		free(s);
+		discard(s);
 		return NULL;
 	}
 	return s;
@@ -100,7 +106,5 @@ void hk_signer_end(hk_signer *s) {
 	pthread_cond_signal(&s->more);
 	pthread_mutex_unlock(&s->mu);
 	pthread_join(s->thread, NULL);
-	pthread_cond_destroy(&s->more);
-	pthread_mutex_destroy(&s->mu);
-	free(s);
+	discard(s);
 }

@@ -2,7 +2,6 @@ package fault
 
 import (
 	"context"
-
 	"errors"
 	"slices"
 	"sync"
