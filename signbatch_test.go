@@ -17,6 +17,17 @@ import (
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
+// acquire takes a session that is given back when the test ends.
+func acquire(t *testing.T, h *hsmkey.HSM) *sessionpool.Session {
+	t.Helper()
+	s, err := h.Source().Acquire(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Release)
+	return s
+}
+
 // signLots signs the inputs as several lots, of which the first is one input, the
 // second two, and so on. It returns all signatures that were handed out.
 func signLots(key *hsmkey.HSMJWK, algorithm hsmkey.Algorithm, inputs [][]byte) (signatures []byte, err error) {
@@ -35,11 +46,7 @@ func signLots(key *hsmkey.HSMJWK, algorithm hsmkey.Algorithm, inputs [][]byte) (
 // each signature.
 func signBatch(t *testing.T, h *hsmkey.HSM, key *hsmkey.HSMJWK, algorithm hsmkey.Algorithm) {
 	t.Helper()
-	s, err := h.Source().Acquire(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Release()
+	s := acquire(t, h)
 	var inputs [][]byte
 	for i := range 20 {
 		inputs = append(inputs, []byte(strings.Repeat("m", i*i)+fmt.Sprint(i)))
@@ -89,11 +96,7 @@ func TestALotOfInputsFailsAsAWhole(t *testing.T) {
 			c.Pool.Wrap, c.Pool.Direct = injector.Wrap, direct
 			h := open(t, c)
 			key := generate(t, h, "key", hsmkey.P256)
-			s, err := h.Source().Acquire(context.Background())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Release()
+			s := acquire(t, h)
 			pinned := key.In(s)
 			inputs := slices.Repeat([][]byte{[]byte("a.b")}, 6) // in lots of 1, 2 and 3
 			if _, err := signLots(pinned, hsmkey.ES256, inputs); err != nil {
@@ -126,11 +129,7 @@ func TestEmptyInputsAreSignedInALot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := wrapped(t, wrap)
 			key := generate(t, h, "key", hsmkey.Ed25519)
-			s, err := h.Source().Acquire(context.Background())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Release()
+			s := acquire(t, h)
 			signatures, err := signLots(key.In(s), hsmkey.EdDSA, make([][]byte, 6))
 			if err != nil || len(signatures) != 6*64 {
 				t.Fatalf("%d bytes of signatures and error %v, want six signatures", len(signatures), err)
@@ -150,11 +149,7 @@ func TestALotThatComesBackLateIsNobodysAffair(t *testing.T) {
 	c.Pool.Wrap, c.Pool.OpTimeout = injector.Wrap, 100*time.Millisecond
 	h := open(t, c)
 	key := generate(t, h, "key", hsmkey.P256)
-	s, err := h.Source().Acquire(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Release()
+	s := acquire(t, h)
 	if _, err := signLots(key.In(s), hsmkey.ES256, make([][]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
