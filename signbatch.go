@@ -72,10 +72,8 @@ func (k *HSMJWK) signLot(ctx context.Context, s *scheme, w *way, inputs [][]byte
 	}
 	// A call that was left may come back later and write to its own memory.
 	var signed []byte
-	l := &stream{ctx: ctx, more: func(*sessionpool.Lot) bool { return false }, done: func(s []byte) { signed = s }}
-	l.pending = []*sessionpool.Lot{k.fill(new(sessionpool.Lot), s, w, inputs)}
-	a := &attempt{key: k.material, session: k.pinned, way: w, lots: l, size: k.signatureSize(s)}
-	if err := a.do(ctx); err != nil {
+	none := func() [][]byte { return nil }
+	if _, err := k.signLots(ctx, s, w, inputs, none, func(s []byte) { signed = s }); err != nil {
 		return nil, err
 	}
 	return signed, nil
@@ -84,21 +82,20 @@ func (k *HSMJWK) signLot(ctx context.Context, s *scheme, w *way, inputs [][]byte
 // signLots signs lots that follow each other, of which the first one is there. over
 // says that next had no more; else the session has something else to do in between.
 func (k *HSMJWK) signLots(ctx context.Context, s *scheme, w *way, first [][]byte, next func() [][]byte, done func([]byte)) (over bool, err error) {
-	more := func(lot *sessionpool.Lot) bool {
-		inputs := next()
-		if over = len(inputs) == 0; !over {
-			k.fill(lot, s, w, inputs)
-		}
-		return !over
+	l := &stream{
+		ctx: ctx, inputs: next, done: done,
+		fill: func(lot *sessionpool.Lot, inputs [][]byte) { k.fill(lot, s, w, inputs) },
 	}
-	l := &stream{ctx: ctx, more: more, done: done, pending: []*sessionpool.Lot{k.fill(new(sessionpool.Lot), s, w, first)}}
+	l.add(first)
 	a := &attempt{key: k.material, session: k.pinned, way: w, lots: l, size: k.signatureSize(s)}
-	err = a.do(ctx)
-	return over, err
+	if err := a.do(ctx); err != nil {
+		return false, err
+	}
+	return l.over, nil
 }
 
 // fill writes what is signed of the inputs to a lot.
-func (k *HSMJWK) fill(lot *sessionpool.Lot, s *scheme, w *way, inputs [][]byte) *sessionpool.Lot {
+func (k *HSMJWK) fill(lot *sessionpool.Lot, s *scheme, w *way, inputs [][]byte) {
 	lot.Data, lot.Ends = slices.Grow(lot.Data[:0], 1), lot.Ends[:0] // not nil: modules refuse NULL
 	for _, input := range inputs {
 		switch w.input {
@@ -113,32 +110,39 @@ func (k *HSMJWK) fill(lot *sessionpool.Lot, s *scheme, w *way, inputs [][]byte) 
 		}
 		lot.Ends = append(lot.Ends, uint(len(lot.Data)))
 	}
-	return lot
 }
 
 // stream is what an attempt at several lots has before it.
 type stream struct {
 	ctx     context.Context
-	pending []*sessionpool.Lot          // that are not signed
-	given   int                         // of them, in this run: one that is made again begins anew
-	more    func(*sessionpool.Lot) bool // fills another one
-	done    func(signatures []byte)     // takes what became of one
-	spare   []*sessionpool.Lot          // that were
+	inputs  func() [][]byte                  // of the next lot
+	fill    func(*sessionpool.Lot, [][]byte) // makes a lot of them
+	done    func(signatures []byte)          // takes what became of one
+	pending []*sessionpool.Lot               // that are not signed
+	given   int                              // of them, in this run: one that is made again begins anew
+	spare   []*sessionpool.Lot               // that were signed
+	over    bool                             // there were no inputs when they were asked for last
 }
 
 func (l *stream) next() *sessionpool.Lot {
 	if l.given == len(l.pending) {
-		lot := new(sessionpool.Lot)
-		if n := len(l.spare); n > 0 {
-			lot, l.spare = l.spare[n-1], l.spare[:n-1]
-		}
-		if !l.more(lot) {
+		inputs := l.inputs()
+		if l.over = len(inputs) == 0; l.over {
 			return nil
 		}
-		l.pending = append(l.pending, lot)
+		l.add(inputs)
 	}
 	l.given++
 	return l.pending[l.given-1]
+}
+
+func (l *stream) add(inputs [][]byte) {
+	lot := new(sessionpool.Lot)
+	if n := len(l.spare); n > 0 {
+		lot, l.spare = l.spare[n-1], l.spare[:n-1]
+	}
+	l.fill(lot, inputs)
+	l.pending = append(l.pending, lot)
 }
 
 func (l *stream) signed(lot *sessionpool.Lot) {

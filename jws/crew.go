@@ -96,9 +96,9 @@ func (c *crew) measuring(yes bool) {
 	c.measure = yes
 }
 
-// longLot is how long a lot is to take where the processors are what limits the
+// lotTime is how long a lot is to take where the processors are what limits the
 // crew.
-func (c *crew) longLot() time.Duration {
+func (c *crew) lotTime() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.measure {

@@ -163,6 +163,7 @@ func (w *worker) take(wait bool) *lot {
 		}
 		l.items = b.window.take(l.items, max(w.most, 1), workers, wait)
 		if len(l.items) == 0 {
+			w.spare = append(w.spare, l)
 			return nil
 		}
 		l.prepare(b)
@@ -247,7 +248,7 @@ func (w *worker) pace(h hands, signed int, took time.Duration) {
 	}
 	aim := shortLot
 	if h.direct() {
-		aim = w.batch.crew.longLot()
+		aim = w.batch.crew.lotTime()
 	}
 	each := max(took/time.Duration(signed), 1)
 	w.most = min(int(aim/each)+1, 2*signed, mostLot)

@@ -3,7 +3,6 @@ package sessionpool
 /*
 #cgo nocallback hk_signer_start
 #cgo nocallback hk_signer_add
-#cgo nocallback hk_signer_result
 #cgo nocallback hk_signer_end
 #include "signer.h"
 */
@@ -13,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -28,11 +28,8 @@ import (
 // and one that does not goes back and forth all the time; either costs some percent
 // of a core. Here the goroutine waits as for a network, and the scheduler sleeps.
 func (n *native) SignLots(ctx context.Context, h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle, size int, next func() *Lot, done func(*Lot)) error {
-	if n.functions == nil {
-		return SignEach(ctx, n, h, m, key, size, next, done)
-	}
-	t, err := n.startSigner(h, m, key)
-	if err != nil {
+	t := n.startSigner(h, m, key)
+	if t == nil {
 		return SignEach(ctx, n, h, m, key, size, next, done)
 	}
 	defer t.end()
@@ -66,7 +63,7 @@ func (n *native) SignLots(ctx context.Context, h pkcs11.SessionHandle, m *pkcs11
 // signer is a thread of C's that signs, and what it was given.
 type signer struct {
 	c          *C.hk_signer
-	done, tell *os.File       // a byte for each lot that is done
+	done, tell *os.File       // what became of each lot
 	pins       runtime.Pinner // of the mechanism
 	lots       []pinnedLot    // that it has, in their order
 }
@@ -77,20 +74,24 @@ type pinnedLot struct {
 	pins *runtime.Pinner
 }
 
-func (n *native) startSigner(h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle) (*signer, error) {
-	t := &signer{}
-	var err error
-	if t.done, t.tell, err = os.Pipe(); err != nil {
-		return nil, err
+// startSigner returns nil if there can be none.
+func (n *native) startSigner(h pkcs11.SessionHandle, m *pkcs11.Mechanism, key pkcs11.ObjectHandle) *signer {
+	if n.functions == nil {
+		return nil
 	}
+	done, tell, err := os.Pipe()
+	if err != nil {
+		return nil
+	}
+	t := &signer{done: done, tell: tell}
 	t.c = C.hk_signer_start(n.functions, C.hk_ulong(h), C.hk_mechanism{
 		C.hk_ulong(m.Mechanism), pinned(&t.pins, m.Parameter), C.hk_ulong(len(m.Parameter)),
 	}, C.hk_ulong(key), C.int(t.tell.Fd()))
 	if t.c == nil {
 		t.free()
-		return nil, errors.New("no thread can be had")
+		return nil
 	}
-	return t, nil
+	return t
 }
 
 // pinned is the address of a slice's elements, which stay there.
@@ -119,10 +120,11 @@ func (t *signer) add(lot *Lot, size int) {
 
 // wait waits for the first of the lots.
 func (t *signer) wait() (*Lot, error) {
-	if _, err := t.done.Read(make([]byte, 1)); err != nil {
+	var rv C.hk_ulong
+	if _, err := io.ReadFull(t.done, unsafe.Slice((*byte)(unsafe.Pointer(&rv)), unsafe.Sizeof(rv))); err != nil {
 		return nil, fmt.Errorf("waiting for a thread: %w", err)
 	}
-	if rv := C.hk_signer_result(t.c); rv != 0 {
+	if rv != 0 {
 		return nil, pkcs11.Error(rv)
 	}
 	l := t.lots[0]

@@ -18,9 +18,8 @@ struct hk_signer {
 
 	pthread_mutex_t mu; // for what follows
 	pthread_cond_t more;
-	hk_lot lots[HK_DEPTH];         // rings
-	hk_ulong results[HK_DEPTH];
-	unsigned added, signed_, read; // so far
+	hk_lot lots[HK_DEPTH]; // a ring
+	unsigned added, taken; // so far
 	atomic_int ended;
 };
 
@@ -44,17 +43,16 @@ static void *run(void *arg) {
 	hk_ulong rv = 0;
 	pthread_mutex_lock(&s->mu);
 	while (rv == 0) {
-		while (s->added == s->signed_ && !s->ended)
+		while (s->added == s->taken && !s->ended)
 			pthread_cond_wait(&s->more, &s->mu);
 		if (s->ended)
 			break;
-		hk_lot lot = s->lots[s->signed_ % HK_DEPTH];
+		hk_lot lot = s->lots[s->taken++ % HK_DEPTH];
 		pthread_mutex_unlock(&s->mu);
 		rv = sign_lot(s, &lot);
-		pthread_mutex_lock(&s->mu);
-		s->results[s->signed_++ % HK_DEPTH] = rv;
-		while (write(s->done, "", 1) < 0 && errno == EINTR)
+		while (write(s->done, &rv, sizeof rv) < 0 && errno == EINTR)
 			;
+		pthread_mutex_lock(&s->mu);
 	}
 	pthread_mutex_unlock(&s->mu);
 	return NULL;
@@ -91,13 +89,6 @@ void hk_signer_add(hk_signer *s, hk_lot lot) {
 	s->lots[s->added++ % HK_DEPTH] = lot;
 	pthread_cond_signal(&s->more);
 	pthread_mutex_unlock(&s->mu);
-}
-
-hk_ulong hk_signer_result(hk_signer *s) {
-	pthread_mutex_lock(&s->mu);
-	hk_ulong rv = s->results[s->read++ % HK_DEPTH];
-	pthread_mutex_unlock(&s->mu);
-	return rv;
 }
 
 void hk_signer_end(hk_signer *s) {

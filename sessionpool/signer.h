@@ -16,21 +16,17 @@ typedef struct {
 	hk_ulong size;
 } hk_lot;
 
-// hk_signer is a thread that signs lots in one session. After each lot it writes a
-// byte to a file descriptor. When one fails it signs no more.
+// hk_signer is a thread that signs lots in one session. After each lot it writes
+// what became of it, a hk_ulong, to a pipe. When one fails it signs no more.
 typedef struct hk_signer hk_signer;
 
-// At most so many lots may be with a signer, from hk_signer_add to
-// hk_signer_result.
+// At most so many lots may be with a signer, from hk_signer_add until it wrote.
 enum { HK_DEPTH = 2 };
 
 // hk_signer_start returns NULL when no thread can be had.
 hk_signer *hk_signer_start(hk_functions *f, hk_ulong session, hk_mechanism mechanism, hk_ulong key, int done);
 
 void hk_signer_add(hk_signer *s, hk_lot lot);
-
-// hk_signer_result returns what became of the lot of the byte that was read last.
-hk_ulong hk_signer_result(hk_signer *s);
 
 // hk_signer_end ends the thread, after the signature that it is at.
 void hk_signer_end(hk_signer *s);

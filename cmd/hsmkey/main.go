@@ -15,17 +15,13 @@ func main() { os.Exit(process(os.Stdout, os.Stderr)) }
 // process runs the program in its process. The first Ctrl-C asks it to end, the
 // second ends it.
 func process(stdout, stderr io.Writer) int {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
 	go func() { // beside what follows: it takes a while
-		signals := make(chan os.Signal, 1)
-		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-		defer signal.Stop(signals)
-		select {
-		case <-signals:
-			cancel()
-		case <-ctx.Done():
-		}
+		notified, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		<-notified.Done()
+		stop()
+		cancel(context.Cause(notified))
 	}()
 	return run(ctx, os.Args[1:], os.Stdin, stdout, stderr)
 }
