@@ -73,12 +73,14 @@ type Config struct {
 	// OpTimeout limits each PKCS#11 call. Zero: DefaultOpTimeout.
 	OpTimeout time.Duration
 
-	// Direct makes PKCS#11 calls on the goroutine of the caller, and those of
-	// [Module.SignLots] on a thread beside it, not on a goroutine of the
-	// session's own: that saves handing each call over and back, and a call that
-	// hangs holds its caller, whatever OpTimeout and its context say. It is for
-	// libraries that compute in this process and have no device to wait for. For
-	// SoftHSM2 and NSS softokn it is set by itself, unless Wrap is.
+	// Direct makes PKCS#11 calls on the goroutine of the caller, those that
+	// initialise and finalise the library too, and those of [Module.SignLots] on a
+	// thread beside it, not on goroutines of the pool's own: that saves handing each
+	// call over and back, and a call that hangs holds its caller, whatever OpTimeout
+	// and its context say. It is for libraries that compute in this process and have
+	// no device to wait for. For SoftHSM2 and NSS softokn it is set by itself, unless
+	// Wrap is. Of pools that share a library the first one's holds where the library
+	// is initialised and finalised.
 	Direct bool
 
 	// MaxOrphans limits the sessions whose caller left during a call that goes

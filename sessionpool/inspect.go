@@ -54,7 +54,7 @@ func (l *library) inspect(ctx context.Context, cfg *Config) (LibraryInfo, error)
 	if err != nil {
 		return LibraryInfo{}, err
 	}
-	return await(ctx, cfg.OpTimeout, "asking the PKCS#11 library for its slots", func() (LibraryInfo, error) {
+	return await(ctx, in.direct, cfg.OpTimeout, "asking the PKCS#11 library for its slots", func() (LibraryInfo, error) {
 		if err := in.enter(); err != nil {
 			return LibraryInfo{}, err
 		}

@@ -15,6 +15,7 @@ import (
 // instance is one loaded copy of a library.
 type instance struct {
 	module Module
+	direct bool // its calls do not hang, or those who make them bear it
 	// generation is the library's; it changes only while the gate is shut, so
 	// that no call comes with a handle of an older one.
 	generation *atomic.Uint64
@@ -69,6 +70,9 @@ func (g *gate) leave() {
 // that came true in time.
 func (g *gate) drain(timeout time.Duration) bool {
 	g.shut.Store(true)
+	if g.inside.Load() == 0 {
+		return true
+	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	for g.inside.Load() > 0 {
@@ -88,7 +92,7 @@ func (l *library) newInstance(m Module, g *gate) *instance {
 	if l.wrap != nil {
 		m = l.wrap(m)
 	}
-	return &instance{module: m, generation: &l.generation, gate: g}
+	return &instance{module: m, direct: l.direct, generation: &l.generation, gate: g}
 }
 
 // copyLibrary copies a library, so that the loader, which knows libraries by
@@ -120,8 +124,11 @@ func copyLibrary(path string) (copied string, err error) {
 }
 
 // await runs a step that may hang in the library on a goroutine of its own, and
-// leaves it behind when ctx or timeout ends first.
-func await[T any](ctx context.Context, timeout time.Duration, what string, step func() (T, error)) (T, error) {
+// leaves it behind when ctx or timeout ends first; a direct one it just runs.
+func await[T any](ctx context.Context, direct bool, timeout time.Duration, what string, step func() (T, error)) (T, error) {
+	if direct {
+		return step()
+	}
 	type outcome struct {
 		value T
 		err   error

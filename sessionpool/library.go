@@ -14,13 +14,15 @@ import (
 // library is a PKCS#11 library in use: loaded once per real path, initialised
 // once however many pools rest on it, finalised when the last one leaves. It
 // goes through initialise, restart and finalise one at a time, each on a
-// goroutine of its own, which may hang without holding a lock.
+// goroutine of its own, which may hang without holding a lock; those of a library
+// that is [Config.Direct] on the goroutine that wants it.
 type library struct {
 	path    string
 	args    string
 	env     []string
 	private bool
 	wrap    func(Module) Module
+	direct  bool // whoever wants a change makes it
 
 	mu        sync.Mutex
 	native    Module // what the loader gave, without decoration
@@ -87,8 +89,8 @@ func openLibrary(cfg *Config) (*library, error) {
 	}
 	if l.pools == 0 {
 		l.args, l.restarted = cfg.ModuleArgs, time.Time{}
-		if l.wrap != nil || cfg.Wrap != nil {
-			l.wrap = cfg.Wrap
+		if l.wrap != nil || cfg.Wrap != nil || l.direct != cfg.Direct {
+			l.wrap, l.direct = cfg.Wrap, cfg.Direct
 			l.instance = l.newInstance(l.native, l.instance.gate)
 		}
 	}
@@ -119,7 +121,7 @@ func openPrivate(cfg *Config) (*library, error) {
 	parked.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pools, l.wrap, l.restarted = 1, cfg.Wrap, time.Time{}
+	l.pools, l.wrap, l.direct, l.restarted = 1, cfg.Wrap, cfg.Direct, time.Time{}
 	if l.native == nil {
 		return l, l.load()
 	}
@@ -142,7 +144,7 @@ func (l *library) park() {
 func newLibrary(cfg *Config) *library {
 	return &library{
 		path: cfg.Module, args: cfg.ModuleArgs, env: cfg.ModuleEnv,
-		private: cfg.Private, wrap: cfg.Wrap, tokens: map[*Token]struct{}{},
+		private: cfg.Private, wrap: cfg.Wrap, direct: cfg.Direct, tokens: map[*Token]struct{}{},
 	}
 }
 
@@ -177,32 +179,44 @@ func (l *library) use(ctx context.Context, timeout time.Duration) (*instance, ui
 			return l.instance, l.generation.Load(), nil
 		}
 		c := l.begin(l.initialise)
-		l.mu.Unlock()
 		if err := c.wait(ctx, timeout, "initialising the PKCS#11 library"); err != nil {
 			return nil, 0, err
 		}
 	}
 }
 
-// begin starts step on a goroutine of its own, or joins the change that goes
-// on. The caller holds l.mu.
+// begin starts step, or joins the change that goes on. It is called with l.mu
+// held, and gives it up.
 func (l *library) begin(step func() error) *change {
-	if l.changing != nil {
-		return l.changing
+	c, direct := l.changing, l.direct
+	if c != nil {
+		l.mu.Unlock()
+		return c
 	}
-	c := &change{done: make(chan struct{})}
+	c = &change{done: make(chan struct{})}
 	l.changing = c
-	go func() {
+	l.mu.Unlock()
+	run := func() {
 		c.err = step()
 		l.mu.Lock()
 		l.changing = nil
 		l.mu.Unlock()
 		close(c.done)
-	}()
+	}
+	if direct {
+		run()
+	} else {
+		go run()
+	}
 	return c
 }
 
 func (c *change) wait(ctx context.Context, timeout time.Duration, what string) error {
+	select {
+	case <-c.done:
+		return c.err
+	default:
+	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
@@ -283,7 +297,6 @@ func (l *library) restart(ctx context.Context, generation uint64, timeout time.D
 	}
 	l.restarted = time.Now()
 	c := l.begin(func() error { return l.reinitialise(generation, timeout) })
-	l.mu.Unlock()
 	// Twice the time: it may have to wait for calls before it begins.
 	return c.wait(ctx, 2*timeout, "restarting the PKCS#11 library")
 }
@@ -308,7 +321,7 @@ func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 		return fail(ErrTimeout, nil, "calls hang in the PKCS#11 library %s, it cannot be restarted", l.path)
 	}
 	if !l.private {
-		if others, err := l.leaveToOthers(in.module, timeout); others || err != nil {
+		if others, err := l.leaveToOthers(in, timeout); others || err != nil {
 			l.generation.Add(1)
 			l.mu.Lock()
 			l.setReady(true)
@@ -321,7 +334,7 @@ func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 	l.setReady(false)
 	l.ours = false
 	l.mu.Unlock()
-	_, err := await(context.Background(), timeout, "finalising the PKCS#11 library", func() (struct{}, error) {
+	_, err := await(context.Background(), in.direct, timeout, "finalising the PKCS#11 library", func() (struct{}, error) {
 		return struct{}{}, in.module.Finalize()
 	})
 	if err != nil && l.private {
@@ -335,10 +348,15 @@ func (l *library) reinitialise(generation uint64, timeout time.Duration) error {
 // leaveToOthers closes what sessions of ours there are before C_Finalize, and
 // reports whether somebody else in the process has some, which would die with it.
 // A library that cannot close sessions any more is of no use to them either.
-func (l *library) leaveToOthers(m Module, timeout time.Duration) (bool, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return await(ctx, timeout, "closing sessions", func() (bool, error) {
+func (l *library) leaveToOthers(in *instance, timeout time.Duration) (bool, error) {
+	ctx := context.Background()
+	if !in.direct {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	m := in.module
+	return await(ctx, in.direct, timeout, "closing sessions", func() (bool, error) {
 		for _, h := range l.handles.all() {
 			if ctx.Err() != nil {
 				return false, nil // nobody waits; the numbers may be others' by now
@@ -381,7 +399,6 @@ func (l *library) release(ctx context.Context, timeout time.Duration) error {
 		return nil
 	}
 	c := l.begin(func() error { return l.finalise(timeout) })
-	l.mu.Unlock()
 	return c.wait(ctx, 2*timeout, "finalising the PKCS#11 library")
 }
 
@@ -398,7 +415,7 @@ func (l *library) finalise(timeout time.Duration) (err error) {
 	used, others := l.used, false
 	l.mu.Unlock()
 	if used && !l.private {
-		others, err = l.leaveToOthers(in.module, timeout)
+		others, err = l.leaveToOthers(in, timeout)
 		l.generation.Add(1)
 	}
 	l.mu.Lock()

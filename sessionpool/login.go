@@ -87,8 +87,7 @@ func (t *Token) ensureLogin(ctx context.Context, p *Pool, on *physical) error {
 		return nil
 	}
 	l := &t.login
-	timer := time.NewTimer(p.cfg.OpTimeout)
-	defer timer.Stop()
+	var patience *time.Timer // runs from when there is something to wait for
 	for {
 		l.mu.Lock()
 		if l.done.Load() && l.known(p) || l.single && on == nil {
@@ -108,6 +107,10 @@ func (t *Token) ensureLogin(ctx context.Context, p *Pool, on *physical) error {
 			return f.err
 		}
 		l.mu.Unlock()
+		if patience == nil {
+			patience = time.NewTimer(p.cfg.OpTimeout)
+			defer patience.Stop()
+		}
 		select {
 		case <-f.done:
 			// The PIN of another pool, or its context, is not ours.
@@ -116,7 +119,7 @@ func (t *Token) ensureLogin(ctx context.Context, p *Pool, on *physical) error {
 			}
 		case <-ctx.Done():
 			return waitError(ctx, "waiting for the login")
-		case <-timer.C:
+		case <-patience.C:
 			return fail(ErrTimeout, nil, "%s: the login took longer than %v", t.name, p.cfg.OpTimeout)
 		}
 	}
@@ -224,10 +227,8 @@ func (t *Token) loginSession(ctx context.Context, p *Pool, on *physical) (sessio
 	return anchor, false, nil
 }
 
-// admit waits for another login that sends a PIN, no longer than that may take.
+// admit waits for another login that sends a PIN.
 func (p *Pool) admit(ctx context.Context, d digest) (verdict func(error), err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.OpTimeout, &slowError{p.cfg.OpTimeout})
-	defer cancel()
 	return p.pinGuard().admit(ctx, d, p.token.name, p.cfg.OpTimeout)
 }
 

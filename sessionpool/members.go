@@ -97,5 +97,5 @@ func (t *Token) applyLimits(p *Pool) {
 	for _, excess := range t.cache.setLimits(t.members.limits(t.Info())) {
 		p.later(func() { t.discard(excess, CloseLimit) })
 	}
-	t.sweeper.change()
+	t.sweeper.schedule(t)
 }

@@ -8,18 +8,22 @@ package sessionpool
 #cgo nocallback hk_get_attributes
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <string.h>
 #include "calls.h"
 
 // hk_open loads a library that has a function list. On failure it returns NULL
-// and says why in *why, which stays valid until the next dl call.
-static void *hk_open(const char *path, const char **why) {
-	void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+// and says why in *why, which the caller frees: what dlerror returns is its
+// thread's, and valid until the next dl call. Functions are looked up when they
+// are first called, as by miekg's loader, crypto11 and OpenSC's tools: what these
+// load we load, and of libstdc++ alone a thousand are never called.
+static void *hk_open(const char *path, char **why) {
+	void *lib = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
 	if (lib == NULL) {
-		*why = dlerror();
+		*why = strdup(dlerror());
 		return NULL;
 	}
 	if (dlsym(lib, "C_GetFunctionList") == NULL) {
-		*why = "it is not a PKCS#11 library: it has no C_GetFunctionList";
+		*why = strdup("it is not a PKCS#11 library: it has no C_GetFunctionList");
 		dlclose(lib);
 		return NULL;
 	}
@@ -31,7 +35,6 @@ import "C"
 import (
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"unsafe"
 
@@ -61,15 +64,12 @@ func openNative(path string, private bool) (*native, error) {
 		defer func() { _ = os.RemoveAll(filepath.Dir(copied)) }()
 		path = copied
 	}
-	// dlerror is a thread's own.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-
 	cpath := C.CString(path)
 	defer C.free(unsafe.Pointer(cpath))
 	var why *C.char
 	handle := C.hk_open(cpath, &why)
 	if handle == nil {
+		defer C.free(unsafe.Pointer(why))
 		return nil, fail(ErrConfig, nil, "cannot load the PKCS#11 library %s: %s", path, C.GoString(why))
 	}
 	ctx := pkcs11.New(path)

@@ -146,8 +146,11 @@ func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, err
 		}
 		ctx = context.WithValue(ctx, pinKey{}, pin)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, pool.cfg.OpTimeout, &slowError{pool.cfg.OpTimeout})
-	defer cancel()
+	if !pool.cfg.Direct { // else it has nothing to wait for
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, pool.cfg.OpTimeout, &slowError{pool.cfg.OpTimeout})
+		defer cancel()
+	}
 	const tries = 64
 	for try := 1; ; try++ {
 		p, err := t.openOnce(ctx, pool, k)
@@ -253,6 +256,10 @@ func (t *Token) discard(p *physical, cause CloseCause) {
 // discardAll discards sessions side by side: an HSM that hangs may hold each of
 // them for as long as a call may take.
 func (t *Token) discardAll(all []*physical, cause CloseCause) {
+	if len(all) == 1 {
+		t.discard(all[0], cause)
+		return
+	}
 	var group sync.WaitGroup
 	for _, p := range all {
 		group.Go(func() { t.discard(p, cause) })

@@ -72,14 +72,15 @@ type result struct {
 func (t *Token) newPhysical(k kind, in *instance, generation uint64, direct bool) *physical {
 	p := &physical{
 		token: t, kind: k, generation: generation, direct: direct,
-		work: make(chan work), results: make(chan result, 1),
-		timer: time.NewTimer(time.Hour), suspicion: t.suspicion.Load(),
+		work: make(chan work), suspicion: t.suspicion.Load(),
 	}
-	p.timer.Stop()
 	p.guard.instance, p.guard.generation, p.guard.direct = in, generation, direct
 	p.guard.user, p.guard.epoch = !k.public() && t.needsLogin(), &t.epoch
 	if !direct {
 		t.running.Add(1)
+		t.handedOver.Store(true)
+		p.results, p.timer = make(chan result, 1), time.NewTimer(time.Hour)
+		p.timer.Stop()
 		go p.run()
 	}
 	return p

@@ -133,10 +133,11 @@ func (g *PINGuard) refusal(pin digest) error {
 
 // admit asks to send a PIN to an HSM. It returns the function that takes the
 // verdict: nil when the token accepted the PIN, the error of the token that
-// rejected it, or anything else when the PIN was not judged. A login with a proven
-// PIN that lasts longer than a call may holds nobody else for longer: its verdict
-// may never come.
+// rejected it, or anything else when the PIN was not judged. It waits for others no
+// longer than a call may last, and holds up others no longer than that with a proven
+// PIN: the verdict may never come.
 func (g *PINGuard) admit(ctx context.Context, pin digest, hsm string, opTimeout time.Duration) (func(error), error) {
+	var limited context.Context // runs from when there is something to wait for
 	for {
 		g.mu.Lock()
 		if err := g.refusal(pin); err != nil {
@@ -160,10 +161,15 @@ func (g *PINGuard) admit(ctx context.Context, pin digest, hsm string, opTimeout 
 			}, nil
 		}
 		g.mu.Unlock()
+		if limited == nil {
+			var cancel context.CancelFunc
+			limited, cancel = context.WithTimeoutCause(ctx, opTimeout, &slowError{opTimeout})
+			defer cancel()
+		}
 		select {
 		case <-other:
-		case <-ctx.Done():
-			return nil, waitError(ctx, "waiting for another login")
+		case <-limited.Done():
+			return nil, waitError(limited, "waiting for another login")
 		}
 	}
 }

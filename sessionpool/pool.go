@@ -318,29 +318,38 @@ func (p *Pool) later(step func()) {
 // second call waits for the first.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
-	f := p.down
-	if f == nil {
+	f, idle := p.down, p.inUse == 0
+	first := f == nil
+	if first {
 		f = &flight{done: make(chan struct{})}
 		p.down, p.closed = f, true
 		close(p.closing)
-		if p.inUse == 0 {
+		if idle {
 			close(p.drained)
 		}
-		go func() {
-			defer close(f.done)
-			<-p.drained
-			p.pending.Wait()
-			// The end must not depend on whether the first caller of Close
-			// still waits for it.
-			end := context.WithoutCancel(ctx)
-			f.err = errors.Join(p.token.leave(end, p), p.library.release(end, p.cfg.OpTimeout))
-		}()
 	}
 	p.mu.Unlock()
+	switch {
+	case first && idle && p.cfg.Direct:
+		p.end(ctx)
+		return f.err
+	case first:
+		go p.end(ctx)
+	}
 	select {
 	case <-f.done:
 		return f.err
 	case <-ctx.Done():
 		return waitError(ctx, "closing the session pool")
 	}
+}
+
+// end is what Close has to do. It must not depend on whether the first caller of
+// Close still waits for it.
+func (p *Pool) end(ctx context.Context) {
+	defer close(p.down.done)
+	<-p.drained
+	p.pending.Wait()
+	ctx = context.WithoutCancel(ctx)
+	p.down.err = errors.Join(p.token.leave(ctx, p), p.library.release(ctx, p.cfg.OpTimeout))
 }

@@ -2,47 +2,54 @@ package sessionpool
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
-// sweeper is the goroutine that closes the sessions of a token which have been
-// idle for too long, traffic or not; with the last of them the anchor goes, so
-// that no login lasts longer than its use.
+// sweeper closes the sessions of a token which have been idle for too long, traffic
+// or not; with the last of them the anchor goes, so that no login lasts longer than
+// its use. Between sweeps it is a timer and no goroutine.
 type sweeper struct {
-	quit    chan struct{}
-	done    chan struct{}
-	changed chan struct{} // told, without waiting, of another timeout
+	mu       sync.Mutex
+	timer    *time.Timer
+	stopped  bool
+	sweeping sync.WaitGroup // added to with mu held, and not once it is stopped
 }
 
 func (s *sweeper) start(t *Token) {
-	s.quit, s.done, s.changed = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
-	go func() {
-		defer close(s.done)
-		timer := time.NewTimer(DefaultIdleTimeout)
-		defer timer.Stop()
-		for {
-			timer.Reset(sweepInterval(t.cache.idleTimeout()))
-			select {
-			case <-s.quit:
-				return
-			case <-s.changed:
-			case <-timer.C:
-				t.sweep()
-			}
-		}
-	}()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timer = time.AfterFunc(sweepInterval(t.cache.idleTimeout()), func() { s.sweep(t) })
 }
 
-func (s *sweeper) change() {
-	select {
-	case s.changed <- struct{}{}:
-	default:
+func (s *sweeper) sweep(t *Token) {
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		return
+	}
+	s.sweeping.Add(1)
+	s.mu.Unlock()
+	defer s.sweeping.Done()
+	t.sweep()
+	s.schedule(t)
+}
+
+// schedule counts the time to the next sweep from now.
+func (s *sweeper) schedule(t *Token) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.timer.Reset(sweepInterval(t.cache.idleTimeout()))
 	}
 }
 
 func (s *sweeper) stop() {
-	close(s.quit)
-	<-s.done
+	s.mu.Lock()
+	s.stopped = true
+	s.timer.Stop()
+	s.mu.Unlock()
+	s.sweeping.Wait()
 }
 
 // sweepInterval is short enough for the timeout to be kept within a quarter.
@@ -75,7 +82,7 @@ func (t *Token) closeAll(ctx context.Context) error {
 	if anchor := t.takeAnchor(); anchor != nil {
 		t.discard(anchor, CloseAsked)
 	}
-	_, err := await(ctx, t.cache.opTimeout(), t.name+": waiting for calls that hang", func() (struct{}, error) {
+	_, err := await(ctx, !t.handedOver.Load(), t.cache.opTimeout(), t.name+": waiting for calls that hang", func() (struct{}, error) {
 		t.running.Wait()
 		return struct{}{}, nil
 	})

@@ -45,6 +45,8 @@ type Token struct {
 	failures atomic.Int32
 	// running counts the goroutines of sessions.
 	running sync.WaitGroup
+	// handedOver says that there was such a goroutine.
+	handedOver atomic.Bool
 
 	mu         sync.Mutex
 	info       TokenInfo
@@ -83,7 +85,7 @@ func (t *Token) Supports(mechanism uint) bool {
 // among its users.
 func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
 	found, err := l.find(ctx, &p.cfg, func(in *instance, _ uint64) (foundToken, error) {
-		return await(ctx, p.cfg.OpTimeout, "looking for the token", func() (foundToken, error) {
+		return await(ctx, in.direct, p.cfg.OpTimeout, "looking for the token", func() (foundToken, error) {
 			if err := in.enter(); err != nil {
 				return foundToken{}, fail(ErrSession, err, "looking for the token")
 			}

@@ -70,11 +70,15 @@ const (
 // a key is generated: RSA keys take their time.
 const generationTimeout = 2 * time.Minute
 
-// withHSM runs fn with the HSM that flags and environment name.
+// withHSM runs fn, which changes nothing, with the HSM that flags and environment
+// name.
 func (a *app) withHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 	config, err := a.config()
 	if err != nil {
 		return err
+	}
+	if config.Balance.Lists != "" { // the ways to HSMs may have sockets on the disk
+		a.catchSignals()
 	}
 	return a.with(ctx, config, closeSoon, fn)
 }
@@ -88,6 +92,7 @@ func (a *app) changeHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 	if config.Pool.OpTimeout == 0 && config.Balance.Lists == "" { // over lists nothing is generated
 		config.Pool.OpTimeout = generationTimeout
 	}
+	a.catchSignals()
 	return a.with(ctx, config, closePatient, fn)
 }
 
@@ -144,7 +149,7 @@ func (a *app) config() (hsmkey.Config, error) {
 	}
 	uri.toPool(&config.Pool)
 	if config.Pool.PIN == nil {
-		config.Pool.PIN = promptPIN(config.Pool.TokenLabel)
+		config.Pool.PIN = a.promptPIN(config.Pool.TokenLabel)
 	}
 	switch verbose := os.Getenv(envVerbose); verbose {
 	case "1":

@@ -47,6 +47,7 @@ is 0 if nothing failed, else that of the first failure.`,
 			if err != nil {
 				return err
 			}
+			a.catchSignals()
 			report := doctor.Run(cmd.Context(), doctor.Options{Config: config, PIN: pinOrigin(), Key: query})
 			if err := cmd.Context().Err(); err != nil {
 				return context.Cause(cmd.Context())

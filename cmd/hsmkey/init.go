@@ -41,6 +41,7 @@ the files in its directory: it is not for production.`,
 			if err != nil {
 				return err
 			}
+			a.catchSignals()
 			token, made, err := softhsm.Make(cmd.Context(), dir, module, label)
 			if errors.Is(err, hsmkey.ErrConfig) {
 				return initHint(err, dir)

@@ -7,21 +7,24 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 )
 
 func main() { os.Exit(process(os.Stdout, os.Stderr)) }
 
-// process runs the program in its process. The first Ctrl-C asks it to end, the
-// second ends it.
+// process runs the program in its process.
 func process(stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	go func() { // beside what follows: it takes a while
-		notified, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-		<-notified.Done()
+	return run(ctx, os.Args[1:], os.Stdin, stdout, stderr, sync.OnceFunc(func() { catchSignals(cancel) }))
+}
+
+// catchSignals makes the first Ctrl-C ask the program to end; the second ends it.
+func catchSignals(cancel context.CancelCauseFunc) {
+	caught, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(caught, func() {
 		stop()
-		cancel(context.Cause(notified))
-	}()
-	return run(ctx, os.Args[1:], os.Stdin, stdout, stderr)
+		cancel(context.Cause(caught))
+	})
 }

@@ -21,7 +21,7 @@ import (
 
 // promptPIN asks the person at the terminal, once: the PIN is kept for as long
 // as the process runs. Nothing is asked before a login is due.
-func promptPIN(tokenLabel string) sessionpool.PINSource {
+func (a *app) promptPIN(tokenLabel string) sessionpool.PINSource {
 	prompt := "PIN: "
 	if tokenLabel != "" {
 		prompt = fmt.Sprintf("PIN of token %q: ", plain(tokenLabel))
@@ -34,6 +34,7 @@ func promptPIN(tokenLabel string) sessionpool.PINSource {
 		if pin != "" {
 			return pin, nil
 		}
+		a.catchSignals() // the echo has to come back
 		var err error
 		pin, err = askHidden(ctx, prompt)
 		return pin, err

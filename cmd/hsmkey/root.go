@@ -17,12 +17,17 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	global globalFlags
+
+	// catchSignals is called by what must not be cut off: because it changes
+	// something, or has something to put back. Until then Ctrl-C ends the program
+	// at once, which saves signing a token a good deal of its time.
+	catchSignals func()
 }
 
 // run is the whole program but the process around it. It returns the exit
-// status.
-func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+// status. catchSignals makes signals cancel ctx.
+func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer, catchSignals func()) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, catchSignals: catchSignals}
 	root := a.rootCommand()
 	acting := watch(root)
 	root.SetArgs(args)
