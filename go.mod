@@ -7,13 +7,7 @@ require (
 	github.com/google/go-cmp v0.7.0
 	github.com/letsencrypt/pkcs11key/v4 v4.0.1
 	github.com/miekg/pkcs11 v1.1.2
-	github.com/schollz/progressbar/v3 v3.19.1
 	go.uber.org/goleak v1.3.0
-)
-
-require (
-	github.com/mitchellh/colorstring v0.0.0-20190213212951-d06e56a500db // indirect
-	github.com/rivo/uniseg v0.4.7 // indirect
 )
 
 require (

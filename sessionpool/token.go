@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,7 +51,7 @@ type Token struct {
 
 	mu         sync.Mutex
 	info       TokenInfo
-	mechanisms map[uint]struct{}
+	mechanisms []uint
 	found      uint64 // library generation in which info and mechanisms were read
 }
 
@@ -77,8 +78,7 @@ func (t *Token) Epoch() uint64 { return t.epoch.Load() }
 func (t *Token) Supports(mechanism uint) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, ok := t.mechanisms[mechanism]
-	return ok || len(t.mechanisms) == 0
+	return len(t.mechanisms) == 0 || slices.Contains(t.mechanisms, mechanism)
 }
 
 // joinToken finds the token that the configuration names, and enters the pool
@@ -185,7 +185,7 @@ type foundToken struct {
 	instance   *instance
 	generation uint64
 	info       TokenInfo
-	mechanisms map[uint]struct{}
+	mechanisms []uint
 }
 
 // find looks for a token, and initialises a library that somebody finalised.
@@ -220,12 +220,12 @@ func findToken(m Module, cfg *Config, none error) (foundToken, error) {
 	if err != nil {
 		return foundToken{}, err
 	}
-	found := foundToken{info: info, mechanisms: map[uint]struct{}{}}
+	found := foundToken{info: info}
 	// A module that cannot list its mechanisms is asked for them one by one as
 	// they are used.
 	list, _ := m.GetMechanismList(info.Slot)
 	for _, mechanism := range list {
-		found.mechanisms[mechanism.Mechanism] = struct{}{}
+		found.mechanisms = append(found.mechanisms, mechanism.Mechanism)
 	}
 	return found, nil
 }

@@ -1,19 +1,21 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"time"
-
-	"github.com/schollz/progressbar/v3"
 )
 
-// progress shows a person how far a batch is. To others it does nothing.
+// progress shows a person how far a batch is, on a line that it draws anew. To others
+// it does nothing.
 type progress struct {
 	terminal *os.File // nil: nobody looks
 	lines    int      // of the input, -1: not known
 
-	bar   *progressbar.ProgressBar
-	from  int // what was done when the bar began
+	what  string // is being done; empty: nothing to show
+	total int    // -1: not known
+	from  int    // what was done when it began
+	began time.Time
 	drawn time.Time
 }
 
@@ -27,63 +29,58 @@ func (a *app) newProgress(input *batchInput, out string) *progress {
 	return &progress{terminal: terminal, lines: input.count()}
 }
 
-// The bar is decoration: what it cannot show is nobody's loss.
-
 // check begins to show how tokens of earlier runs are looked at. How many there are
 // is not known.
-func (p *progress) check() { p.begin("checking", -1) }
+func (p *progress) check() { p.begin("checked", 0, -1) }
 
 // sign begins to show how lines are signed of which some are done. These have no part
 // in the rate and the remaining time.
-func (p *progress) sign(done int) {
-	p.from = done
-	left := -1
-	if p.lines >= 0 {
-		left = max(p.lines-done, 1)
+func (p *progress) sign(done int) { p.begin("signed", done, p.lines) }
+
+func (p *progress) begin(what string, from, total int) {
+	p.clear()
+	if p.terminal != nil {
+		p.what, p.from, p.total, p.began = what, from, total, time.Now()
+		p.drawn = p.began
 	}
-	p.begin("signing", left)
 }
 
-func (p *progress) begin(what string, total int) {
-	if p.terminal == nil {
-		return
-	}
-	p.finish()
-	p.bar = progressbar.NewOptions(total,
-		progressbar.OptionSetWriter(p.terminal),
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionSetItsString("tokens"),
-		progressbar.OptionShowIts(),
-		progressbar.OptionShowCount(),
-		progressbar.OptionSetPredictTime(true),
-		progressbar.OptionFullWidth(),
-		progressbar.OptionClearOnFinish(),
-		progressbar.OptionSetSpinnerChangeInterval(0), // else it draws by itself, also when it is over
-	)
-	p.bar.StartWithoutRender()
-	p.drawn = time.Time{}
-}
-
-// drawEvery is how often the bar is drawn.
+// drawEvery is how often the line is drawn.
 const drawEvery = 100 * time.Millisecond
 
 func (p *progress) set(done int) {
-	if p.bar == nil {
+	if p.what == "" {
 		return
 	}
 	if now := time.Now(); now.Sub(p.drawn) >= drawEvery {
 		p.drawn = now
-		_ = p.bar.Set(done - p.from)
+		fmt.Fprint(p.terminal, clearLine+p.line(done, now)) // decoration: what it cannot show is nobody's loss
 	}
 }
 
+func (p *progress) line(done int, now time.Time) string {
+	rate := float64(done-p.from) / now.Sub(p.began).Seconds()
+	if p.total < 0 {
+		return fmt.Sprintf("%s %d tokens, %.0f/s", p.what, done, rate)
+	}
+	line := fmt.Sprintf("%s %d of %d tokens, %.0f/s", p.what, done, p.total, rate)
+	if rate > 0 {
+		left := time.Duration(float64(max(p.total-done, 0)) / rate * float64(time.Second))
+		line += fmt.Sprintf(", %v left", left.Round(time.Second))
+	}
+	return line
+}
+
+// clearLine goes to the beginning of the line and empties it (ECMA-48, EL).
+const clearLine = "\r\x1b[K"
+
 func (p *progress) clear() {
-	if p.bar != nil {
-		_ = p.bar.Clear()
+	if p.what != "" {
+		fmt.Fprint(p.terminal, clearLine)
 	}
 }
 
 func (p *progress) finish() {
 	p.clear()
-	p.bar = nil
+	p.what = ""
 }

@@ -36,7 +36,7 @@ func shell(t *testing.T, dir, lines string) string {
 }
 
 func TestEveryExampleInTheHelpWorksAsPrinted(t *testing.T) {
-	root := (&app{}).rootCommand()
+	root := (&app{}).rootCommand(nil)
 	eachCommand(root, func(cmd *cobra.Command) {
 		t.Run(strings.ReplaceAll(cmd.CommandPath(), " ", "-"), func(t *testing.T) {
 			if cmd.Example == "" || cmd.Long == "" && cmd.RunE == nil {
@@ -57,7 +57,7 @@ func TestEveryExampleInTheHelpWorksAsPrinted(t *testing.T) {
 // gets no label that is taken.
 func TestExamplesDoNotGetInEachOthersWay(t *testing.T) {
 	dir := t.TempDir()
-	eachCommand((&app{}).rootCommand(), func(cmd *cobra.Command) { shell(t, dir, cmd.Example) })
+	eachCommand((&app{}).rootCommand(nil), func(cmd *cobra.Command) { shell(t, dir, cmd.Example) })
 }
 
 func TestTheCommandLinePageNamesEveryCommandAndFlag(t *testing.T) {
@@ -65,7 +65,7 @@ func TestTheCommandLinePageNamesEveryCommandAndFlag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eachCommand((&app{}).rootCommand(), func(cmd *cobra.Command) {
+	eachCommand((&app{}).rootCommand(nil), func(cmd *cobra.Command) {
 		section := string(page)
 		if cmd.HasParent() {
 			_, after, found := strings.Cut(section, "\n## `"+cmd.CommandPath())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -28,7 +29,7 @@ type app struct {
 // status. catchSignals makes signals cancel ctx.
 func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer, catchSignals func()) int {
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, catchSignals: catchSignals}
-	root := a.rootCommand()
+	root := a.rootCommand(args)
 	acting := watch(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)
@@ -61,7 +62,29 @@ func watch(root *cobra.Command) (acting *bool) {
 	return acting
 }
 
-func (a *app) rootCommand() *cobra.Command {
+// builder makes one command of the program.
+type builder struct {
+	name string
+	make func(*app) *cobra.Command
+}
+
+var commands = []builder{
+	{"init", (*app).initCommand},
+	{"key", (*app).keyCommand},
+	{"sign", (*app).signCommand},
+	{"batch", (*app).batchCommand},
+	{"bench", (*app).benchCommand},
+	{"verify", (*app).verifyCommand},
+	{"jwk", (*app).jwkCommand},
+	{"jwks", (*app).jwksCommand},
+	{"doctor", (*app).doctorCommand},
+	{"completion", (*app).completionCommand},
+	{"version", (*app).versionCommand},
+}
+
+// rootCommand makes the program for some arguments: where they begin with a command,
+// the others are not made, which would take as long as a signature.
+func (a *app) rootCommand(args []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "hsmkey",
 		Short: "Sign and verify tokens with keys that never leave the HSM",
@@ -90,19 +113,12 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 	}
 	a.global.register(root)
 	asGroup(root)
-	root.AddCommand(
-		a.initCommand(),
-		a.keyCommand(),
-		a.signCommand(),
-		a.batchCommand(),
-		a.benchCommand(),
-		a.verifyCommand(),
-		a.jwkCommand(),
-		a.jwksCommand(),
-		a.doctorCommand(),
-		a.completionCommand(),
-		a.versionCommand(),
-	)
+	only := slices.IndexFunc(commands, func(b builder) bool { return len(args) > 0 && args[0] == b.name })
+	for i, b := range commands {
+		if only < 0 || i == only {
+			root.AddCommand(b.make(a))
+		}
+	}
 	checkHelp(root)
 	return root
 }

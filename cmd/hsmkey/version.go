@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -15,10 +14,13 @@ var version string
 // versionName is the version, or that of the module where the linker was not
 // told.
 func versionName() string {
-	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
-		version = info.Main.Version
+	if version == "" {
+		version = "devel"
+		if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+			version = info.Main.Version
+		}
 	}
-	return cmp.Or(version, "devel")
+	return version
 }
 
 // commit is the revision that the program was built from.
