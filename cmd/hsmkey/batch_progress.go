@@ -40,8 +40,8 @@ func (p *progress) sign(done int) { p.begin("signed", done, p.lines) }
 func (p *progress) begin(what string, from, total int) {
 	p.clear()
 	if p.terminal != nil {
-		p.what, p.from, p.total, p.began = what, from, total, time.Now()
-		p.drawn = p.began
+		p.what, p.from, p.total = what, from, total
+		p.began, p.drawn = time.Now(), time.Time{}
 	}
 }
 
@@ -59,12 +59,17 @@ func (p *progress) set(done int) {
 }
 
 func (p *progress) line(done int, now time.Time) string {
-	rate := float64(done-p.from) / now.Sub(p.began).Seconds()
-	if p.total < 0 {
-		return fmt.Sprintf("%s %d tokens, %.0f/s", p.what, done, rate)
+	line := p.what + " " + counted(done, "token")
+	if p.total >= 0 {
+		line = fmt.Sprintf("%s %d of %s", p.what, done, counted(p.total, "token"))
 	}
-	line := fmt.Sprintf("%s %d of %d tokens, %.0f/s", p.what, done, p.total, rate)
-	if rate > 0 {
+	elapsed := now.Sub(p.began)
+	if elapsed < drawEvery || done == p.from {
+		return line
+	}
+	rate := float64(done-p.from) / elapsed.Seconds()
+	line += fmt.Sprintf(", %.0f/s", rate)
+	if p.total >= 0 {
 		left := time.Duration(float64(max(p.total-done, 0)) / rate * float64(time.Second))
 		line += fmt.Sprintf(", %v left", left.Round(time.Second))
 	}

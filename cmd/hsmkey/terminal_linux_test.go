@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -26,7 +27,7 @@ func batchOnTerminal(t *testing.T, before string, args ...string) (dir string, t
 	return dir, term
 }
 
-func TestTokensOnATerminalAreNotMixedWithABar(t *testing.T) {
+func TestTokensOnATerminalAreNotMixedWithProgress(t *testing.T) {
 	dir, term := batchOnTerminal(t, "hsmkey batch --key key --in claims.jsonl --out tokens")
 	term.waitFor("signed 3 tokens")
 	tokens, err := os.ReadFile(filepath.Join(dir, "tokens"))
@@ -39,12 +40,47 @@ func TestTokensOnATerminalAreNotMixedWithABar(t *testing.T) {
 	}
 }
 
-func TestTheBarOfAResumedBatchIsAboutWhatIsLeft(t *testing.T) {
+func TestProgressOfAResumedBatchGoesOnFromWhereItWas(t *testing.T) {
 	_, term := batchOnTerminal(t, "head -n 1 claims.jsonl | hsmkey batch --key key --out tokens", "--out", "tokens", "--resume")
-	term.waitFor("checking (1/")
-	term.waitFor("signing ")
-	term.waitFor("(1/2, ")
+	term.waitFor("checked 1 token" + clearLine)
+	term.waitFor("signed 2 of 3 tokens" + clearLine)
 	term.waitFor("signed 2 tokens")
+}
+
+func TestABatchOnATerminalShowsRateAndRemainingTime(t *testing.T) {
+	dir, term := batchOnTerminal(t, `seq 20000 | sed 's/.*/{"n":&}/' > claims.jsonl`, "--out", "tokens")
+	term.waitFor(" of 20000 tokens, ")
+	term.waitFor("/s, ")
+	term.waitFor(" left")
+	term.waitFor("signed 20000 tokens in")
+	for _, shown := range strings.Split(term.all.String(), clearLine) {
+		if len(shown) > columns {
+			t.Errorf("%q does not fit on a line", shown)
+		}
+	}
+	tokens, err := os.ReadFile(filepath.Join(dir, "tokens"))
+	if n := strings.Count(string(tokens), "\n"); err != nil || n != 20000 {
+		t.Errorf("%d tokens, %v", n, err)
+	}
+}
+
+func TestRateAndRemainingTimeAreOfThisRun(t *testing.T) {
+	for _, c := range []struct {
+		total, done int
+		after       time.Duration
+		want        string
+	}{
+		{1000, 350, 5 * time.Second, "signed 350 of 1000 tokens, 50/s, 13s left"},
+		{1000, 100, 5 * time.Second, "signed 100 of 1000 tokens"},
+		{1000, 101, time.Millisecond, "signed 101 of 1000 tokens"},
+		{100, 350, 5 * time.Second, "signed 350 of 100 tokens, 50/s, 0s left"}, // the input grew
+		{-1, 350, 5 * time.Second, "signed 350 tokens, 50/s"},
+	} {
+		p := progress{what: "signed", total: c.total, from: 100}
+		if got := p.line(c.done, p.began.Add(c.after)); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
 }
 
 func TestTheTableIsAsWideAsTheTerminal(t *testing.T) {
