@@ -134,7 +134,8 @@ func (b *Balancer) Acquire(ctx context.Context, opts ...sessionpool.Option) (*se
 			}
 			defer b.leave()
 			first = true
-			continue // that may have lasted
+			a.forget() // that may have lasted, and who failed be back
+			continue
 		}
 		s, err = b.await(ctx, changed, f.reprieve(), &a)
 		if s != nil && b.fleet.Load() != f {

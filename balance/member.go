@@ -136,7 +136,9 @@ func tooMany(err error) bool { return errors.Is(err, pkcs11.Error(pkcs11.CKR_SES
 // judge keeps the books on whether the member answers.
 func (m *member) judge(ctx context.Context, once bool, err error) {
 	switch {
-	case err == nil, ctx.Err() != nil, errors.Is(err, sessionpool.ErrUnsuitable), errors.Is(err, sessionpool.ErrClosed):
+	case err == nil, errors.Is(err, sessionpool.ErrUnsuitable), errors.Is(err, sessionpool.ErrClosed):
+	case ctx.Err() != nil: // which says nothing about the HSM
+		m.balancer.changed.tell() // the place that the session was to have is free
 	case once && !errors.Is(err, sessionpool.ErrSession) && !errors.Is(err, sessionpool.ErrTimeout):
 		// A one-time PIN is the caller's own affair.
 	default:

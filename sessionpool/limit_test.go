@@ -63,6 +63,28 @@ func TestAtTheLimitAnIdleSessionMakesRoomForAnotherKind(t *testing.T) {
 	}
 }
 
+func TestWhoHearsThatASessionIsClosedFindsItsPlaceFree(t *testing.T) {
+	h := newHSM(t)
+	var p *sessionpool.Pool
+	heard := make(chan error, 1)
+	p = h.pool(t, func(c *sessionpool.Config) {
+		c.MaxSessions = 1
+		c.OnEvent = func(e sessionpool.Event) {
+			if e.Kind == sessionpool.SessionClosed && len(heard) == 0 {
+				s, err := p.Acquire(context.Background(), sessionpool.NoWait())
+				heard <- err
+				if err == nil {
+					s.Release()
+				}
+			}
+		}
+	})
+	acquire(t, p).Close()
+	if err := <-heard; err != nil {
+		t.Errorf("acquiring where a session was closed: %v", err)
+	}
+}
+
 func TestASmallerLimitOfAnotherPoolIsKept(t *testing.T) {
 	h := newHSM(t)
 	p := h.pool(t)

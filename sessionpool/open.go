@@ -138,7 +138,8 @@ func (t *Token) tryOpen(ctx context.Context, pool *Pool, k kind, anchor, again b
 // A session that is lost while it is opened is no reason to give up. All of it
 // takes no longer than one call may, once the PIN is there.
 func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, error) {
-	if !k.public() && t.pinDue(pool) {
+	due := !k.public() && t.pinDue(pool)
+	if due {
 		// A person may have to type it: that takes as long as it takes.
 		pin, err := readPIN(ctx, pool.pinSource())
 		if err != nil {
@@ -146,7 +147,7 @@ func (t *Token) openFor(ctx context.Context, pool *Pool, k kind) (*physical, err
 		}
 		ctx = context.WithValue(ctx, pinKey{}, pin)
 	}
-	if !pool.cfg.Direct { // else it has nothing to wait for
+	if !pool.cfg.Direct || !due { // else there is nothing left to wait for
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, pool.cfg.OpTimeout, &slowError{pool.cfg.OpTimeout})
 		defer cancel()
@@ -225,6 +226,18 @@ func (t *Token) logInFor(ctx context.Context, pool *Pool, p *physical) error {
 // shut closes a session physically, and waits for that until ctx ends. Its place
 // stays taken, unless it hangs: then left says that it is an orphan.
 func (t *Token) shut(ctx context.Context, p *physical, cause CloseCause) (left bool) {
+	left = t.end(ctx, p)
+	t.tellClosed(cause)
+	return left
+}
+
+func (t *Token) tellClosed(cause CloseCause) {
+	t.counts.closed(cause)
+	t.emit(Event{Kind: SessionClosed, Cause: cause})
+}
+
+// end is shut without telling.
+func (t *Token) end(ctx context.Context, p *physical) (left bool) {
 	if p.open && !t.outdated(p) {
 		p.open = false
 		t.login.mayEnd()
@@ -234,8 +247,6 @@ func (t *Token) shut(ctx context.Context, p *physical, cause CloseCause) (left b
 		close(p.work)
 		t.library.handles.forget(p)
 	}
-	t.counts.closed(cause)
-	t.emit(Event{Kind: SessionClosed, Cause: cause})
 	return left
 }
 
@@ -246,11 +257,13 @@ func (t *Token) keep(p *physical) {
 	}
 }
 
-// discard closes a session physically and gives up its place.
+// discard closes a session physically and gives up its place, before it tells: who
+// hears of it may want the place.
 func (t *Token) discard(p *physical, cause CloseCause) {
-	if left := t.shut(context.Background(), p, cause); !left && p.place {
+	if left := t.end(context.Background(), p); !left && p.place {
 		t.cache.free()
 	}
+	t.tellClosed(cause)
 }
 
 // discardAll discards sessions side by side: an HSM that hangs may hold each of
