@@ -79,8 +79,8 @@ type Config struct {
 	// call over and back, and a call that hangs holds its caller, whatever OpTimeout
 	// and its context say. It is for libraries that compute in this process and have
 	// no device to wait for. For SoftHSM2 and NSS softokn it is set by itself, unless
-	// Wrap is. Of pools that share a library the first one's holds where the library
-	// is initialised and finalised.
+	// Wrap is. Of pools that share a library the first one's holds for what they do
+	// to the library itself: load, search, initialise, finalise.
 	Direct bool
 
 	// MaxOrphans limits the sessions whose caller left during a call that goes

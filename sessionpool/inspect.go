@@ -32,7 +32,7 @@ func (t TokenInfo) Initialized() bool { return t.Flags&pkcs11.CKF_TOKEN_INITIALI
 
 // Inspect loads a library, if nobody has, and asks it for its slots and tokens.
 // Of cfg it uses what concerns the library. Nobody is logged in. It takes about
-// Config.OpTimeout at most.
+// Config.OpTimeout at most, unless the library is [Config.Direct].
 //
 // Errors match [ErrConfig] when the library cannot be loaded, [ErrSession] or
 // [ErrTimeout] when it does not initialise or does not answer.

@@ -21,10 +21,10 @@ type library struct {
 	args    string
 	env     []string
 	private bool
-	wrap    func(Module) Module
-	direct  bool // whoever wants a change makes it
 
 	mu        sync.Mutex
+	wrap      func(Module) Module
+	direct    bool   // whoever wants a change makes it
 	native    Module // what the loader gave, without decoration
 	instance  *instance
 	pools     int                 // pools that rest on the library
@@ -166,7 +166,7 @@ func (l *library) open(private bool) (*native, error) {
 		return nil, err
 	}
 	defer restore()
-	return openNative(l.path, private)
+	return openNative(l.path, private, l.direct)
 }
 
 // use waits until the library is initialised, and returns the instance and its

@@ -400,7 +400,7 @@ func (t *Token) dropAnchor(p *Pool, anchor *physical) {
 		l.done.Store(false)
 	}
 	l.mu.Unlock()
-	p.later(func() { t.discard(anchor, CloseLost) })
+	t.later(p, func() { t.discard(anchor, CloseLost) })
 }
 
 // takeAnchor takes the anchor out, to be closed: the login goes with it. It is

@@ -95,7 +95,7 @@ func (t *Token) emit(e Event) {
 // beyond that is closed in the background.
 func (t *Token) applyLimits(p *Pool) {
 	for _, excess := range t.cache.setLimits(t.members.limits(t.Info())) {
-		p.later(func() { t.discard(excess, CloseLimit) })
+		t.later(p, func() { t.discard(excess, CloseLimit) })
 	}
 	t.sweeper.schedule(t)
 }

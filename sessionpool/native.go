@@ -13,11 +13,9 @@ package sessionpool
 
 // hk_open loads a library that has a function list. On failure it returns NULL
 // and says why in *why, which the caller frees: what dlerror returns is its
-// thread's, and valid until the next dl call. Functions are looked up when they
-// are first called, as by miekg's loader, crypto11 and OpenSC's tools: what these
-// load we load, and of libstdc++ alone a thousand are never called.
-static void *hk_open(const char *path, char **why) {
-	void *lib = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+// thread's, and valid until the next dl call.
+static void *hk_open(const char *path, int lazy, char **why) {
+	void *lib = dlopen(path, (lazy ? RTLD_LAZY : RTLD_NOW) | RTLD_LOCAL);
 	if (lib == NULL) {
 		*why = strdup(dlerror());
 		return NULL;
@@ -54,8 +52,10 @@ var _ Module = (*native)(nil)
 // openNative loads the library at path; private loads a copy that shares
 // nothing with other users of the file, and is gone from the disk when this
 // returns. miekg's loader says neither why a library does not load nor whether
-// it has a function list, so ours looks first.
-func openNative(path string, private bool) (*native, error) {
+// it has a function list, so ours looks first. One that lacks functions does not
+// load, unless it is direct: there the search for all of them, a thousand for the
+// C++ of SoftHSM2 alone, is a good part of what a signature's process takes.
+func openNative(path string, private, direct bool) (*native, error) {
 	if private {
 		copied, err := copyLibrary(path)
 		if err != nil {
@@ -67,7 +67,11 @@ func openNative(path string, private bool) (*native, error) {
 	cpath := C.CString(path)
 	defer C.free(unsafe.Pointer(cpath))
 	var why *C.char
-	handle := C.hk_open(cpath, &why)
+	lazy := C.int(0)
+	if direct {
+		lazy = 1
+	}
+	handle := C.hk_open(cpath, lazy, &why)
 	if handle == nil {
 		defer C.free(unsafe.Pointer(why))
 		return nil, fail(ErrConfig, nil, "cannot load the PKCS#11 library %s: %s", path, C.GoString(why))

@@ -77,8 +77,8 @@ func (t *Token) newPhysical(k kind, in *instance, generation uint64, direct bool
 	p.guard.instance, p.guard.generation, p.guard.direct = in, generation, direct
 	p.guard.user, p.guard.epoch = !k.public() && t.needsLogin(), &t.epoch
 	if !direct {
+		t.aside.Add(1)
 		t.running.Add(1)
-		t.handedOver.Store(true)
 		p.results, p.timer = make(chan result, 1), time.NewTimer(time.Hour)
 		p.timer.Stop()
 		go p.run()
@@ -92,7 +92,7 @@ func (p *physical) run() {
 			return
 		}
 	}
-	p.token.running.Done()
+	p.token.goroutineEnds()
 }
 
 // deliver hands the result to whoever waits for it, or, where nobody is left,
@@ -109,8 +109,13 @@ func (p *physical) deliver(r result) bool {
 	}
 	p.token.library.handles.forget(p)
 	p.token.orphanReturned(p.state.Swap(stateReturned) == stateHung)
-	p.token.running.Done()
+	p.token.goroutineEnds()
 	return false
+}
+
+func (t *Token) goroutineEnds() {
+	t.aside.Add(-1)
+	t.running.Done()
 }
 
 // perform runs the work, and catches whatever way it ends.

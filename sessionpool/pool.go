@@ -35,7 +35,8 @@ var _ Source = (*Pool)(nil)
 var errClosedPool = fail(ErrClosed, nil, "the session pool is closed")
 
 // New loads and initialises the module if nobody has, and finds the token; the
-// login waits for the first session. It takes Config.OpTimeout at most.
+// login waits for the first session. It takes Config.OpTimeout at most, unless the
+// library is [Config.Direct].
 //
 // Errors match [ErrConfig] when the configuration is wrong or no token or
 // several match it, [ErrSession] or [ErrTimeout] when the module does not
@@ -173,7 +174,7 @@ func (p *Pool) vet(ctx context.Context, ph *physical) (*physical, error) {
 		case left:
 			return nil, err
 		case err != nil:
-			p.later(func() { t.discard(ph, CloseLost) })
+			t.later(p, func() { t.discard(ph, CloseLost) })
 			return nil, nil
 		case !in && !ph.kind.public() && t.needsLogin():
 			t.loginLost() // Do logs in again
@@ -301,11 +302,13 @@ func (p *Pool) isClosed() bool {
 	return p.closed
 }
 
-// later runs a step in the background, which Close waits for.
-func (p *Pool) later(step func()) {
+// later runs a step in the background, which Close of the pool waits for.
+func (t *Token) later(p *Pool, step func()) {
+	t.aside.Add(1)
 	p.pending.Add(1)
 	go func() {
 		defer p.pending.Done()
+		defer t.aside.Add(-1)
 		step()
 	}()
 }
@@ -330,8 +333,8 @@ func (p *Pool) Close(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	switch {
-	case first && idle && p.cfg.Direct:
-		p.end(ctx)
+	case first && idle && p.cfg.Direct && p.token.aside.Load() == 0:
+		p.end(ctx) // there is nobody to wait for
 		return f.err
 	case first:
 		go p.end(ctx)

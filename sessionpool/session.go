@@ -34,8 +34,8 @@ func newSession(pool *Pool, p *physical) *Session {
 	return &Session{pool: pool, physical: p, turn: make(chan struct{}, 1)}
 }
 
-// Do runs fn with the session's handle, on the session's own goroutine, and is
-// the only way to a handle.
+// Do runs fn with the session's handle, on the session's own goroutine, or the
+// caller's where [Config.Direct] says so, and is the only way to a handle.
 //
 // When ctx ends, or one PKCS#11 call takes longer than Config.OpTimeout, Do
 // returns at once with the error of ctx or [ErrTimeout] while fn may still be
@@ -247,7 +247,7 @@ func (s *Session) giveBack() {
 	case s.lost:
 	case p.broken && p.open:
 		// Closing it may hang as well; nobody should wait for that.
-		s.pool.later(func() { t.discard(p, CloseLost) })
+		t.later(s.pool, func() { t.discard(p, CloseLost) })
 	case p.broken || t.outdated(p):
 		t.discard(p, CloseLost)
 	case p.resets != t.resets.Load():

@@ -28,9 +28,11 @@ func (s *sweeper) sweep(t *Token) {
 		s.mu.Unlock()
 		return
 	}
+	t.aside.Add(1)
 	s.sweeping.Add(1)
 	s.mu.Unlock()
 	defer s.sweeping.Done()
+	defer t.aside.Add(-1)
 	t.sweep()
 	s.schedule(t)
 }
@@ -82,7 +84,7 @@ func (t *Token) closeAll(ctx context.Context) error {
 	if anchor := t.takeAnchor(); anchor != nil {
 		t.discard(anchor, CloseAsked)
 	}
-	_, err := await(ctx, !t.handedOver.Load(), t.cache.opTimeout(), t.name+": waiting for calls that hang", func() (struct{}, error) {
+	_, err := await(ctx, t.aside.Load() == 0, t.cache.opTimeout(), t.name+": waiting for calls that hang", func() (struct{}, error) {
 		t.running.Wait()
 		return struct{}{}, nil
 	})

@@ -44,10 +44,10 @@ type Token struct {
 	resets atomic.Uint64
 	// failures counts device errors in a row, without a call that worked.
 	failures atomic.Int32
-	// running counts the goroutines of sessions.
+	// running counts the goroutines of sessions, aside all that goes on beside the
+	// callers: these, sweeps, and what pools do later.
 	running sync.WaitGroup
-	// handedOver says that there was such a goroutine.
-	handedOver atomic.Bool
+	aside   atomic.Int64
 
 	mu         sync.Mutex
 	info       TokenInfo
@@ -167,7 +167,7 @@ func (t *Token) locate(ctx context.Context, cfg *Config, again bool) (in *instan
 // search looks for the token on a goroutine like that of a session, so that a
 // search that hangs is an orphan, too.
 func (t *Token) search(ctx context.Context, cfg *Config, in *instance, generation uint64, same *Config) (foundToken, error) {
-	worker := t.newPhysical(0, in, generation, cfg.Direct)
+	worker := t.newPhysical(0, in, generation, in.direct)
 	found := new(foundToken) // the step's alone, for as long as it may go on
 	err, left := worker.call(ctx, cfg.OpTimeout, work{step: func() (err error) {
 		*found, err = findToken(&worker.guard, same, ErrSession)

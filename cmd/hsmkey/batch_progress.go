@@ -31,11 +31,11 @@ func (a *app) newProgress(input *batchInput, out string) *progress {
 
 // check begins to show how tokens of earlier runs are looked at. How many there are
 // is not known.
-func (p *progress) check() { p.begin("checked", 0, -1) }
+func (p *progress) check() { p.begin("checking", 0, -1) }
 
 // sign begins to show how lines are signed of which some are done. These have no part
 // in the rate and the remaining time.
-func (p *progress) sign(done int) { p.begin("signed", done, p.lines) }
+func (p *progress) sign(done int) { p.begin("signing", done, p.lines) }
 
 func (p *progress) begin(what string, from, total int) {
 	p.clear()
@@ -59,9 +59,9 @@ func (p *progress) set(done int) {
 }
 
 func (p *progress) line(done int, now time.Time) string {
-	line := p.what + " " + counted(done, "token")
+	line := fmt.Sprintf("%s: line %d", p.what, done)
 	if p.total >= 0 {
-		line = fmt.Sprintf("%s %d of %s", p.what, done, counted(p.total, "token"))
+		line += fmt.Sprintf(" of %d", p.total)
 	}
 	elapsed := now.Sub(p.began)
 	if elapsed < drawEvery || done == p.from {

@@ -77,7 +77,9 @@ func (a *app) withHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 	if err != nil {
 		return err
 	}
-	if config.Balance.Lists != "" { // the ways to HSMs may have sockets on the disk
+	// SoftHSM2 has nothing that outlives the process; a card may stay logged in, and
+	// the way to an HSM of a list have a socket on the disk.
+	if config.Balance.Lists != "" || !isSoftHSM(config.Pool.Module) {
 		a.catchSignals()
 	}
 	return a.with(ctx, config, closeSoon, fn)

@@ -17,7 +17,11 @@ func main() { os.Exit(process(os.Stdout, os.Stderr)) }
 func process(stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	return run(ctx, os.Args[1:], os.Stdin, stdout, stderr, sync.OnceFunc(func() { catchSignals(cancel) }))
+	catch := sync.OnceFunc(func() { catchSignals(cancel) })
+	if os.Getpid() == 1 {
+		catch() // the first process of a container does not die of a signal
+	}
+	return run(ctx, os.Args[1:], os.Stdin, stdout, stderr, catch)
 }
 
 // catchSignals makes the first Ctrl-C ask the program to end; the second ends it.

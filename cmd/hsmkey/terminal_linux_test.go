@@ -42,14 +42,14 @@ func TestTokensOnATerminalAreNotMixedWithProgress(t *testing.T) {
 
 func TestProgressOfAResumedBatchGoesOnFromWhereItWas(t *testing.T) {
 	_, term := batchOnTerminal(t, "head -n 1 claims.jsonl | hsmkey batch --key key --out tokens", "--out", "tokens", "--resume")
-	term.waitFor("checked 1 token" + clearLine)
-	term.waitFor("signed 2 of 3 tokens" + clearLine)
+	term.waitFor("checking: line 1" + clearLine)
+	term.waitFor("signing: line 2 of 3" + clearLine)
 	term.waitFor("signed 2 tokens")
 }
 
 func TestABatchOnATerminalShowsRateAndRemainingTime(t *testing.T) {
 	dir, term := batchOnTerminal(t, `seq 20000 | sed 's/.*/{"n":&}/' > claims.jsonl`, "--out", "tokens")
-	term.waitFor(" of 20000 tokens, ")
+	term.waitFor(" of 20000, ")
 	term.waitFor("/s, ")
 	term.waitFor(" left")
 	term.waitFor("signed 20000 tokens in")
@@ -70,13 +70,13 @@ func TestRateAndRemainingTimeAreOfThisRun(t *testing.T) {
 		after       time.Duration
 		want        string
 	}{
-		{1000, 350, 5 * time.Second, "signed 350 of 1000 tokens, 50/s, 13s left"},
-		{1000, 100, 5 * time.Second, "signed 100 of 1000 tokens"},
-		{1000, 101, time.Millisecond, "signed 101 of 1000 tokens"},
-		{100, 350, 5 * time.Second, "signed 350 of 100 tokens, 50/s, 0s left"}, // the input grew
-		{-1, 350, 5 * time.Second, "signed 350 tokens, 50/s"},
+		{1000, 350, 5 * time.Second, "signing: line 350 of 1000, 50/s, 13s left"},
+		{1000, 100, 5 * time.Second, "signing: line 100 of 1000"},
+		{1000, 101, time.Millisecond, "signing: line 101 of 1000"},
+		{100, 350, 5 * time.Second, "signing: line 350 of 100, 50/s, 0s left"}, // the input grew
+		{-1, 350, 5 * time.Second, "signing: line 350, 50/s"},
 	} {
-		p := progress{what: "signed", total: c.total, from: 100}
+		p := progress{what: "signing", total: c.total, from: 100}
 		if got := p.line(c.done, p.began.Add(c.after)); got != c.want {
 			t.Errorf("got %q, want %q", got, c.want)
 		}
