@@ -11,4 +11,5 @@ go build -o "$dir/peers" ./internal/peers
 # shellcheck disable=SC2086 # several flags
 "$dir/peers" -bareloop "$dir/bareloop" ${PEERFLAGS:-}
 go test -run '^$' -bench . -benchmem -timeout 60m "$@" ./sessionpool ./balance ./jws
+go test -run '^$' -bench SignProcess -benchtime 300x ./cmd/hsmkey
 go test -run '^$' -bench BatchMemory -benchtime 1x -timeout 60m ./cmd/hsmkey
