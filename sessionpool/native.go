@@ -53,8 +53,8 @@ var _ Module = (*native)(nil)
 // nothing with other users of the file, and is gone from the disk when this
 // returns. miekg's loader says neither why a library does not load nor whether
 // it has a function list, so ours looks first. One that lacks functions does not
-// load, unless it is direct: there the search for all of them, a thousand for the
-// C++ of SoftHSM2 alone, is a good part of what a signature's process takes.
+// load, unless it is direct: there looking for all of them, a thousand for the C++
+// of SoftHSM2 alone, would be felt in a process that makes one signature.
 func openNative(path string, private, direct bool) (*native, error) {
 	if private {
 		copied, err := copyLibrary(path)

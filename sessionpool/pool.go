@@ -333,7 +333,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	switch {
-	case first && idle && p.cfg.Direct && p.token.aside.Load() == 0:
+	case first && idle && p.library.current().direct && p.token.aside.Load() == 0:
 		p.end(ctx) // there is nobody to wait for
 		return f.err
 	case first:

@@ -11,15 +11,9 @@ import (
 // its use. Between sweeps it is a timer and no goroutine.
 type sweeper struct {
 	mu       sync.Mutex
-	timer    *time.Timer
+	timer    *time.Timer // nil: not scheduled yet
 	stopped  bool
 	sweeping sync.WaitGroup // added to with mu held, and not once it is stopped
-}
-
-func (s *sweeper) start(t *Token) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(sweepInterval(t.cache.idleTimeout()), func() { s.sweep(t) })
 }
 
 func (s *sweeper) sweep(t *Token) {
@@ -41,8 +35,13 @@ func (s *sweeper) sweep(t *Token) {
 func (s *sweeper) schedule(t *Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.stopped {
-		s.timer.Reset(sweepInterval(t.cache.idleTimeout()))
+	interval := sweepInterval(t.cache.idleTimeout())
+	switch {
+	case s.stopped:
+	case s.timer == nil:
+		s.timer = time.AfterFunc(interval, func() { s.sweep(t) })
+	default:
+		s.timer.Reset(interval)
 	}
 }
 

@@ -106,7 +106,6 @@ func joinToken(ctx context.Context, l *library, p *Pool) (*Token, error) {
 			name = fmt.Sprintf("token %q (%s)", found.info.Label, filepath.Base(l.path))
 		}
 		t = &Token{library: l, name: name}
-		t.sweeper.start(t)
 		l.tokens[t] = struct{}{}
 	}
 	t.adopt(found)
