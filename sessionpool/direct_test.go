@@ -17,6 +17,18 @@ import (
 // direct is how SoftHSM2 is used unless a test looks at its calls.
 func direct(c *sessionpool.Config) { c.Direct = true }
 
+// outcome waits for how something ended, and fails the test if it does not end.
+func outcome(t *testing.T, what string, ended <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(30 * time.Second):
+		t.Fatalf("%s does not end", what)
+		return nil
+	}
+}
+
 func TestADirectPoolMayBeClosedByAHookOfItsOwn(t *testing.T) {
 	h := newHSM(t)
 	closed := make(chan error, 1)
@@ -36,13 +48,8 @@ func TestADirectPoolMayBeClosedByAHookOfItsOwn(t *testing.T) {
 	s := acquire(t, p)
 	s.Release()
 	close(ready)
-	select {
-	case err := <-closed:
-		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Close in the sweep: %v, want that its context ended", err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("Close waits for the sweep that it is called from")
+	if err := outcome(t, "Close, called from the sweep that it waits for", closed); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Close in the sweep: %v, want that its context ended", err)
 	}
 }
 
@@ -90,13 +97,8 @@ func TestWhoLogsInAgainOnADirectPoolWaitsForThePINNoLongerThanForACall(t *testin
 		_, err := p.Acquire(context.Background())
 		acquired <- err
 	}()
-	select {
-	case err := <-acquired:
-		if !errors.Is(err, sessionpool.ErrTimeout) {
-			t.Errorf("acquiring: %v, want ErrTimeout", err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("it waits for the PIN for ever")
+	if err := outcome(t, "acquiring without an answer to who asks for the PIN", acquired); !errors.Is(err, sessionpool.ErrTimeout) {
+		t.Errorf("acquiring: %v, want ErrTimeout", err)
 	}
 }
 

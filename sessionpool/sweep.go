@@ -83,7 +83,8 @@ func (t *Token) closeAll(ctx context.Context) error {
 	if anchor := t.takeAnchor(); anchor != nil {
 		t.discard(anchor, CloseAsked)
 	}
-	_, err := await(ctx, t.aside.Load() == 0, t.cache.opTimeout(), t.name+": waiting for calls that hang", func() (struct{}, error) {
+	nobody := t.aside.Load() == 0 // then it takes no time
+	_, err := await(ctx, nobody, t.cache.opTimeout(), t.name+": waiting for calls that hang", func() (struct{}, error) {
 		t.running.Wait()
 		return struct{}{}, nil
 	})

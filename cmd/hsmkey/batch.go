@@ -128,7 +128,6 @@ func (a *app) batch(ctx context.Context, f *batchFlags) error {
 	if config.Pool.MaxSessions == 0 {
 		config.Pool.MaxSessions = jws.MaxBatchSessions // the batch knows how many it wants
 	}
-	a.catchSignals()
 	return a.with(ctx, config, closeSoon, func(h *hsmkey.HSM) error {
 		key, err := h.Key(ctx, query)
 		if err != nil {

@@ -84,7 +84,6 @@ func (a *app) bench(ctx context.Context, f *benchFlags) error {
 	if config.Pool.MaxSessions == 0 {
 		config.Pool.MaxSessions = slices.Max(f.sessions)
 	}
-	a.catchSignals()
 	return a.with(ctx, config, closeSoon, func(h *hsmkey.HSM) error {
 		key, err := h.Key(ctx, query)
 		if err != nil {

@@ -77,10 +77,8 @@ func (a *app) withHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 	if err != nil {
 		return err
 	}
-	// SoftHSM2 has nothing that outlives the process; a card may stay logged in, and
-	// the way to an HSM of a list have a socket on the disk.
-	if config.Balance.Lists != "" || !isSoftHSM(config.Pool.Module) {
-		a.catchSignals()
+	if config.Balance.Lists == "" && isSoftHSM(config.Pool.Module) {
+		return a.use(ctx, config, closeSoon, fn) // nothing of it outlives the process
 	}
 	return a.with(ctx, config, closeSoon, fn)
 }
@@ -94,11 +92,19 @@ func (a *app) changeHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 	if config.Pool.OpTimeout == 0 && config.Balance.Lists == "" { // over lists nothing is generated
 		config.Pool.OpTimeout = generationTimeout
 	}
-	a.catchSignals()
 	return a.with(ctx, config, closePatient, fn)
 }
 
+// with runs fn with an HSM, and ends in order when it is interrupted: a card may stay
+// logged in, the way to an HSM of a list have a socket on the disk, and fn have
+// changed something.
 func (a *app) with(ctx context.Context, config hsmkey.Config, patience time.Duration, fn func(*hsmkey.HSM) error) error {
+	a.catchSignals()
+	return a.use(ctx, config, patience, fn)
+}
+
+// use opens an HSM, runs fn, and closes it.
+func (a *app) use(ctx context.Context, config hsmkey.Config, patience time.Duration, fn func(*hsmkey.HSM) error) error {
 	h, err := hsmkey.Open(ctx, config)
 	if errors.Is(err, hsmkey.ErrConfig) && config.Balance.Lists != "" {
 		return withHint(err, "a list has one endpoint a line, `ADDRESS PORT` or a PKCS#11 URI; see docs/load-balancing.md")
