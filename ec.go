@@ -14,27 +14,27 @@ import (
 // 3.4, RFC 8037 section 3.1).
 type curve struct {
 	typ      KeyType
-	params   []byte // CKA_EC_PARAMS: the DER of the object identifier
-	name     []byte // CKA_EC_PARAMS by name, a DER PrintableString; nil: none
-	elliptic elliptic.Curve
-	size     int // bytes of a coordinate, or of an Ed25519 key
+	params   []byte                // CKA_EC_PARAMS: the DER of the object identifier
+	name     []byte                // CKA_EC_PARAMS by name, a DER PrintableString; nil: none
+	elliptic func() elliptic.Curve // nil: not of that kind. Making one takes time
+	size     int                   // bytes of a coordinate, or of an Ed25519 key
 }
 
 var (
 	curveP256 = &curve{
 		typ:      P256,
 		params:   []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}, // 1.2.840.10045.3.1.7
-		elliptic: elliptic.P256(), size: 32,
+		elliptic: elliptic.P256, size: 32,
 	}
 	curveP384 = &curve{
 		typ:      P384,
 		params:   []byte{0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22}, // 1.3.132.0.34
-		elliptic: elliptic.P384(), size: 48,
+		elliptic: elliptic.P384, size: 48,
 	}
 	curveP521 = &curve{
 		typ:      P521,
 		params:   []byte{0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23}, // 1.3.132.0.35
-		elliptic: elliptic.P521(), size: 66,
+		elliptic: elliptic.P521, size: 66,
 	}
 	curveEd25519 = &curve{
 		typ:    Ed25519,
@@ -86,13 +86,13 @@ func (c *curve) parsePoint(raw []byte) (crypto.PublicKey, error) {
 		return nil, c.badPoint(raw)
 	}
 	if point := unwrapPoint(raw, 1+2*c.size); point != nil {
-		if public, err := ecdsa.ParseUncompressedPublicKey(c.elliptic, point); err == nil {
+		if public, err := ecdsa.ParseUncompressedPublicKey(c.elliptic(), point); err == nil {
 			return public, nil
 		}
 	}
 	if point := unwrapPoint(raw, 1+c.size); point != nil {
-		if x, y := elliptic.UnmarshalCompressed(c.elliptic, point); x != nil {
-			return ecdsa.ParseUncompressedPublicKey(c.elliptic, elliptic.Marshal(c.elliptic, x, y)) //nolint:staticcheck // the only way from a compressed point
+		if x, y := elliptic.UnmarshalCompressed(c.elliptic(), point); x != nil {
+			return ecdsa.ParseUncompressedPublicKey(c.elliptic(), elliptic.Marshal(c.elliptic(), x, y)) //nolint:staticcheck // the only way from a compressed point
 		}
 	}
 	return nil, c.badPoint(raw)
@@ -138,7 +138,7 @@ func curveOf(public crypto.PublicKey) *curve {
 		return curveEd25519
 	case *ecdsa.PublicKey:
 		for _, c := range curves {
-			if c.elliptic != nil && c.elliptic == public.Curve {
+			if c.elliptic != nil && c.elliptic() == public.Curve {
 				return c
 			}
 		}

@@ -25,7 +25,7 @@ func publicKeys(tb testing.TB) map[*curve][]byte {
 			points[c] = public
 			continue
 		}
-		key, err := ecdsa.GenerateKey(c.elliptic, rand.Reader)
+		key, err := ecdsa.GenerateKey(c.elliptic(), rand.Reader)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -54,8 +54,8 @@ func TestAPointIsReadHoweverItIsWrapped(t *testing.T) {
 			"short header": append([]byte{0x04, byte(len(bare))}, bare...),
 		}
 		if c.elliptic != nil {
-			x, y := elliptic.Unmarshal(c.elliptic, bare) //nolint:staticcheck // to make a compressed point
-			forms["compressed"] = elliptic.MarshalCompressed(c.elliptic, x, y)
+			x, y := elliptic.Unmarshal(c.elliptic(), bare) //nolint:staticcheck // to make a compressed point
+			forms["compressed"] = elliptic.MarshalCompressed(c.elliptic(), x, y)
 		}
 		for name, raw := range forms {
 			public, err := c.parsePoint(raw)
