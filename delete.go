@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -59,13 +60,15 @@ func (t token) remove(query Query) error {
 		}
 		return fmt.Errorf("deleting the key with %s on %s: %w", key, t.name, err)
 	}
+	// Another one's label may differ by its padding only.
+	exact := slices.ContainsFunc(public, func(o object) bool { return o.readable() && o.stored == key.stored })
 	var left error
 	for _, o := range public {
 		switch {
 		case !o.readable():
 			left = errors.Join(left, fmt.Errorf("the key with %s on %s is deleted, what may be its public key cannot be read: %w", key, t.name, o.odd))
 			continue
-		case o.label != key.label:
+		case o.label != key.label, exact && o.stored != key.stored:
 			continue
 		}
 		if err := t.module.DestroyObject(t.session, o.handle); err != nil {

@@ -2,6 +2,9 @@ package hsmkey_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"errors"
 	"strings"
 	"testing"
@@ -41,6 +44,27 @@ func TestDeleteRemovesBothHalvesAndNothingElse(t *testing.T) {
 	for label, info := range listing(t, h) {
 		if !strings.HasPrefix(label, "keep ") || info.Err != nil {
 			t.Errorf("%q is left, %v", label, info.Err)
+		}
+	}
+}
+
+func TestAPublicKeyWhoseLabelIsPaddedOtherwiseIsDeletedOnlyWhereNoneIsNot(t *testing.T) {
+	h := newHSM(t)
+	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for left, label := range []string{"alone", "mine"} {
+		made := generate(t, h, label, hsmkey.P256)
+		createPublic(t, h, &stranger.PublicKey, label+"   ", string(made.ID()))
+		if label == "alone" {
+			remove(t, h, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label))
+		}
+		if err := h.Delete(context.Background(), hsmkey.Query{Label: label}); err != nil {
+			t.Fatal(err)
+		}
+		if n := objects(t, h); n != left {
+			t.Errorf("%q: %d objects are left, want %d", label, n, left)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func (t token) find(template ...*pkcs11.Attribute) (found []pkcs11.ObjectHandle,
 // asked of each.
 type object struct {
 	handle  pkcs11.ObjectHandle
-	class   uint
+	class   uint   // CKO_*, or untold
 	odd     error  // why no more than that is known
 	stored  string // CKA_LABEL
 	label   string // the same without padding
@@ -57,10 +57,17 @@ type object struct {
 	keyType uint // CKK_*, or untold
 	signs   bool // CKA_SIGN, unless it says nothing of it
 	always  bool // CKA_ALWAYS_AUTHENTICATE
+
+	// beside are the objects of other classes that the search for it met.
+	beside []object
 }
 
-// untold is the type of a key that tells none.
+// untold is the class of an object, or the type of a key, that tells none.
 const untold = ^uint(0)
+
+func newObject(handle pkcs11.ObjectHandle) object {
+	return object{handle: handle, class: untold, keyType: untold, signs: true}
+}
 
 func (o object) readable() bool { return o.odd == nil }
 
@@ -77,28 +84,30 @@ func nameKey(label string, id []byte) string {
 // keyClasses are the classes of objects that sign.
 var keyClasses = []uint{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_SECRET_KEY}
 
-// asked are the attributes that identify reads of the objects of a class: those
-// that nearly all of them have, so that one call serves for all.
-var asked = map[uint][]uint{
-	pkcs11.CKO_PRIVATE_KEY: {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_SIGN, pkcs11.CKA_ALWAYS_AUTHENTICATE},
-	pkcs11.CKO_SECRET_KEY:  {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_SIGN},
-	pkcs11.CKO_PUBLIC_KEY:  {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_KEY_TYPE},
-	pkcs11.CKO_CERTIFICATE: {pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID},
-}
+// named are the attributes that tell an object from others, and asked those that are
+// read of the objects of a class besides. Nearly every key has them, so that one call
+// serves; data objects have no id, and are read one by one.
+var (
+	named = []uint{pkcs11.CKA_CLASS, pkcs11.CKA_LABEL, pkcs11.CKA_ID}
+	asked = map[uint][]uint{
+		pkcs11.CKO_PRIVATE_KEY: {pkcs11.CKA_KEY_TYPE, pkcs11.CKA_SIGN, pkcs11.CKA_ALWAYS_AUTHENTICATE},
+		pkcs11.CKO_SECRET_KEY:  {pkcs11.CKA_KEY_TYPE, pkcs11.CKA_SIGN},
+		pkcs11.CKO_PUBLIC_KEY:  {pkcs11.CKA_KEY_TYPE},
+	}
+)
 
-// identify reads what tells an object from others, and whether it is what the
-// search was for: one module also lists objects that nobody asked for.
-func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, wanted bool, err error) {
-	o = object{handle: handle, class: class, keyType: untold, signs: true}
-	values, err := t.attributes(handle, asked[class]...)
+// read reads attributes of an object into what is known of it.
+func (t token) read(o *object, types ...uint) error {
+	values, err := t.attributes(o.handle, types...)
 	if err != nil {
-		return o, false, err
+		return err
 	}
 	for i, value := range values {
-		switch asked[class][i] {
+		switch types[i] {
 		case pkcs11.CKA_CLASS:
-			is, there := decodeUlong(value)
-			wanted = there && is == class
+			if class, there := decodeUlong(value); there {
+				o.class = class
+			}
 		case pkcs11.CKA_LABEL:
 			o.stored = string(value)
 			o.label = trimLabel(o.stored)
@@ -114,28 +123,63 @@ func (t token) identify(handle pkcs11.ObjectHandle, class uint) (o object, wante
 			o.always = decodeBool(value, false)
 		}
 	}
-	return o, wanted, nil
+	return nil
 }
 
-// search returns the objects of a class that match a template.
+// search returns the objects of a class that match a template. One module also lists
+// objects that nobody asked for.
 func (t token) search(class uint, by ...*pkcs11.Attribute) ([]object, error) {
 	handles, err := t.find(append([]*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, class)}, by...)...)
 	if err != nil {
 		return nil, err
 	}
+	types := slices.Concat(named, asked[class])
 	var found []object
 	for _, handle := range handles {
-		o, asked, err := t.identify(handle, class)
+		o := newObject(handle)
+		err := t.read(&o, types...)
 		switch {
 		case err != nil && !t.answers():
 			return nil, err
 		case err != nil:
 			found = append(found, object{handle: handle, class: class, odd: err})
-		case asked:
+		case o.class == class:
 			found = append(found, o)
 		}
 	}
 	return found, nil
+}
+
+// searchAll is search for several classes at once, by a template that says more than a
+// class: a token has few objects of one name, and each search goes to the HSM and
+// back half a dozen times. Beside those objects it returns what else it met. Where the
+// module refuses such a search, or an object cannot be read, it returns nothing and no
+// error: then a search by class has to tell.
+func (t token) searchAll(classes []uint, by []*pkcs11.Attribute) (found, beside []object, err error) {
+	handles, err := t.find(by...)
+	for _, handle := range handles {
+		o := newObject(handle)
+		err = t.read(&o, named...)
+		wanted := slices.Contains(classes, o.class)
+		if err == nil && wanted {
+			err = t.read(&o, asked[o.class]...)
+		}
+		if err != nil {
+			break
+		}
+		if wanted {
+			found = append(found, o)
+		} else {
+			beside = append(beside, o)
+		}
+	}
+	switch {
+	case err == nil:
+		return found, beside, nil
+	case t.answers():
+		return nil, nil, nil
+	}
+	return nil, nil, err
 }
 
 // matching returns the objects of some classes that a query matches. Among them are
@@ -159,16 +203,27 @@ func (t token) matching(q Query, classes ...uint) ([]object, error) {
 }
 
 func (t token) matchingBy(by []*pkcs11.Attribute, q Query, classes []uint) ([]object, error) {
-	var found []object
-	for _, class := range classes {
-		all, err := t.search(class, by...)
-		if err != nil {
+	var all, beside []object
+	if len(classes) > 1 && len(by) > 0 {
+		var err error
+		if all, beside, err = t.searchAll(classes, by); err != nil {
 			return nil, err
 		}
-		for _, o := range all {
-			if !o.readable() && len(by) > 0 || o.readable() && q.matches(o.label, o.id) {
-				found = append(found, o)
+	}
+	if len(all) == 0 { // some modules search for one class only
+		for _, class := range classes {
+			some, err := t.search(class, by...)
+			if err != nil {
+				return nil, err
 			}
+			all = append(all, some...)
+		}
+	}
+	var found []object
+	for _, o := range all {
+		if !o.readable() && len(by) > 0 || o.readable() && q.matches(o.label, o.id) {
+			o.beside = beside
+			found = append(found, o)
 		}
 	}
 	return found, nil

@@ -176,6 +176,39 @@ func TestASecretAndAPrivateKeyWithOneLabelAreAmbiguous(t *testing.T) {
 	}
 }
 
+func TestOneSearchFindsAKeyWithItsPublicKeyAndProvesThatItIsAlone(t *testing.T) {
+	var begun, ended atomic.Int32
+	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return counts{odd{m}, &begun, &ended} })
+	for _, typ := range []hsmkey.KeyType{hsmkey.RSA2048, hsmkey.P256, hsmkey.HMAC256} {
+		made := generate(t, h, string(typ), typ)
+		for _, query := range []hsmkey.Query{{Label: made.Label()}, {ID: made.ID()}} {
+			before := begun.Load()
+			if _, err := h.Key(context.Background(), query); err != nil {
+				t.Fatal(err)
+			}
+			if n := begun.Load() - before; n != 1 {
+				t.Errorf("%s: %d searches, want one", query, n)
+			}
+		}
+	}
+}
+
+func TestAModuleThatSearchesForOneClassOnlyFindsKeys(t *testing.T) {
+	for _, code := range []uint{pkcs11.CKR_OK, pkcs11.CKR_TEMPLATE_INCOMPLETE, pkcs11.CKR_GENERAL_ERROR} {
+		h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return wantsClass{odd{m}, code} })
+		generate(t, h, "key", hsmkey.P256)
+		generate(t, h, "twin", hsmkey.P256)
+		createSecret(t, h, "twin", "another id", pkcs11.CKK_GENERIC_SECRET, make([]byte, 32))
+		mustFind(t, h, hsmkey.Query{Label: "key"})
+		if _, err := h.Key(context.Background(), hsmkey.Query{Label: "twin"}); !errors.Is(err, hsmkey.ErrAmbiguous) {
+			t.Errorf("Key = %v, want ErrAmbiguous", err)
+		}
+		if err := h.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestEveryMatchIsSeenWhenASearchYieldsOneHandleACall(t *testing.T) {
 	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module { return oneACall{odd{m}} })
 	for _, label := range []string{"one", "two", "three"} {

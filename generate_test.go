@@ -122,7 +122,7 @@ func TestAKeyThatCannotBeReadBackIsRemoved(t *testing.T) {
 	}
 }
 
-// afterwards makes the first read after a generation fail.
+// afterwards makes what is read after a generation fail.
 type afterwards struct {
 	odd
 	injector *fault.Injector
@@ -130,12 +130,12 @@ type afterwards struct {
 }
 
 func (o afterwards) GenerateKeyPair(h pkcs11.SessionHandle, m []*pkcs11.Mechanism, public, private []*pkcs11.Attribute) (pkcs11.ObjectHandle, pkcs11.ObjectHandle, error) {
-	o.injector.Fail("C_GetAttributeValue", 1, o.code)
+	o.injector.FailAll("C_GetAttributeValue", o.code)
 	return o.Module.GenerateKeyPair(h, m, public, private)
 }
 
 func (o afterwards) GenerateKey(h pkcs11.SessionHandle, m []*pkcs11.Mechanism, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	o.injector.Fail("C_GetAttributeValue", 1, o.code)
+	o.injector.FailAll("C_GetAttributeValue", o.code)
 	return o.Module.GenerateKey(h, m, template)
 }
 

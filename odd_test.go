@@ -30,6 +30,23 @@ func (o listsAll) FindObjectsInit(h pkcs11.SessionHandle, _ []*pkcs11.Attribute)
 	return o.Module.FindObjectsInit(h, nil)
 }
 
+// wantsClass answers code to a search without a class; if that is CKR_OK, it finds
+// nothing.
+type wantsClass struct {
+	odd
+	code uint
+}
+
+func (o wantsClass) FindObjectsInit(h pkcs11.SessionHandle, template []*pkcs11.Attribute) error {
+	if !slices.ContainsFunc(template, func(a *pkcs11.Attribute) bool { return a.Type == pkcs11.CKA_CLASS }) {
+		if o.code != pkcs11.CKR_OK {
+			return pkcs11.Error(o.code)
+		}
+		template = []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, "no such label")}
+	}
+	return o.Module.FindObjectsInit(h, template)
+}
+
 // padded pads labels with spaces to 32 bytes.
 type padded struct{ odd }
 

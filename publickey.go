@@ -1,6 +1,7 @@
 package hsmkey
 
 import (
+	"bytes"
 	"cmp"
 	"crypto"
 	"crypto/rsa"
@@ -20,6 +21,9 @@ func (t token) publicKey(key object) (crypto.PublicKey, error) {
 	public, odd := t.publicOf(key)
 	if public != nil || odd != nil && !errors.Is(odd, ErrUnsupported) {
 		return public, odd
+	}
+	if public := t.namesake(key); public != nil {
+		return public, nil
 	}
 	for _, source := range []struct {
 		class uint
@@ -48,10 +52,30 @@ func (t token) publicKey(key object) (crypto.PublicKey, error) {
 		ErrKeyNotFound, t.name, key)
 }
 
-// choosePublic reads the public keys that claim to belong to a private key. If
-// they differ, those with its label count; if these still differ, none does.
+// namesake reads the public key from objects that the search for the private key has
+// met beside it, of those with its id. If that was a search by label, these are the
+// ones that decide among all with that id; if by id, they are all. It returns nil where
+// there is none, or any doubt: then publicKey searches for them.
+func (t token) namesake(key object) crypto.PublicKey {
+	var same []object
+	for _, o := range key.beside {
+		if o.class == pkcs11.CKO_PUBLIC_KEY && len(o.id) > 0 && bytes.Equal(o.id, key.id) {
+			o.keyType = key.keyType
+			same = append(same, o)
+		}
+	}
+	public, err := choosePublic(key, same, t.publicOf)
+	if err != nil {
+		return nil
+	}
+	return public
+}
+
+// choosePublic reads the public keys that claim to belong to a private key. If they
+// differ, those count whose label is the key's as it stands there, or, if there are
+// none, but for the padding; if these still differ, none does.
 func choosePublic(key object, objects []object, read func(object) (crypto.PublicKey, error)) (crypto.PublicKey, error) {
-	var all, labelled []crypto.PublicKey
+	var all, labelled, padded []crypto.PublicKey
 	var odd error
 	for _, o := range objects {
 		public, err := crypto.PublicKey(nil), o.odd
@@ -66,9 +90,15 @@ func choosePublic(key object, objects []object, read func(object) (crypto.Public
 			continue
 		}
 		all = addPublic(all, public)
-		if o.label == key.label {
+		switch {
+		case o.stored == key.stored:
 			labelled = addPublic(labelled, public)
+		case o.label == key.label:
+			padded = addPublic(padded, public)
 		}
+	}
+	if len(labelled) == 0 {
+		labelled = padded
 	}
 	switch {
 	case len(all) == 0:
@@ -112,7 +142,7 @@ func (t token) publicOf(o object) (public crypto.PublicKey, err error) {
 	case pkcs11.CKK_RSA:
 		public, err = t.rsaPublicOf(o.handle)
 	case pkcs11.CKK_EC, ckkECEdwards:
-		public, err = t.ecPublicOf(o.handle)
+		public, err = t.ecPublicOf(o)
 	default:
 		return nil, nil
 	}
@@ -142,18 +172,24 @@ func (t token) rsaPublicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
 	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
 }
 
-// ecPublicOf reads point and curve. The point comes first, because private objects
-// seldom have one.
-func (t token) ecPublicOf(o pkcs11.ObjectHandle) (crypto.PublicKey, error) {
-	raw, there, err := t.attribute(o, pkcs11.CKA_EC_POINT)
-	if err != nil || !there || len(raw) == 0 {
+// ecPublicOf reads curve and point.
+func (t token) ecPublicOf(o object) (crypto.PublicKey, error) {
+	// A private object seldom has a point. It is asked for that alone: a list of which
+	// something is missing would be read one by one.
+	if o.class == pkcs11.CKO_PRIVATE_KEY {
+		if point, _, err := t.attribute(o.handle, pkcs11.CKA_EC_POINT); err != nil || len(point) == 0 {
+			return nil, err
+		}
+	}
+	values, err := t.attributes(o.handle, pkcs11.CKA_EC_PARAMS, pkcs11.CKA_EC_POINT)
+	if err != nil || len(values[0]) == 0 || len(values[1]) == 0 {
 		return nil, err
 	}
-	c, err := t.curveOf(o)
-	if c == nil {
+	c, err := parseCurve(values[0])
+	if err != nil {
 		return nil, err
 	}
-	return c.parsePoint(raw)
+	return c.parsePoint(values[1])
 }
 
 // curveOf reads the curve of an EC key. One that is none of ours is an error that

@@ -11,6 +11,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"math/big"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/hsmkey/hsmkey"
 	"github.com/hsmkey/hsmkey/internal/fault"
+	"github.com/hsmkey/hsmkey/internal/testhsm"
 	"github.com/hsmkey/hsmkey/sessionpool"
 )
 
@@ -208,29 +210,124 @@ func (o answersInfo) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.Obj
 func TestDifferentPublicKeysOfOneKeyAreAmbiguousUnlessTheLabelDecides(t *testing.T) {
 	h := newHSM(t)
 	made := generate(t, h, "mine", hsmkey.P256)
-	other := generate(t, h, "other", hsmkey.P256)
-	add := func(label string) {
-		bare, err := as[*ecdsa.PublicKey](other.Public()).Bytes()
-		if err != nil {
-			t.Fatal(err)
+	other := as[*ecdsa.PublicKey](generate(t, h, "other", hsmkey.P256).Public())
+	queries := []hsmkey.Query{{Label: "mine"}, {ID: made.ID()}, {Label: "mine", ID: made.ID()}}
+	for _, label := range []string{"a stranger", "mine   "} {
+		createPublic(t, h, other, label, string(made.ID()))
+		for _, query := range queries {
+			if found := mustFind(t, h, query); !samePublic(found.Public(), made.Public()) {
+				t.Errorf("%s: the public key of %q was taken", query, label)
+			}
 		}
-		wrapped, err := asn1.Marshal(bare)
-		if err != nil {
-			t.Fatal(err)
-		}
-		create(t, h, label, string(made.ID()),
-			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
-			pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
-			pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}),
-			pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, wrapped))
 	}
-	add("a stranger")
+	createPublic(t, h, other, "mine", string(made.ID()))
+	for _, query := range queries {
+		if _, err := h.Key(context.Background(), query); !errors.Is(err, hsmkey.ErrAmbiguous) {
+			t.Errorf("%s: %v, want ErrAmbiguous", query, err)
+		}
+	}
+}
+
+func TestTheLabelDecidesButForItsPaddingWhereNoneIsTheSame(t *testing.T) {
+	h := newHSM(t)
+	made := generate(t, h, "mine", hsmkey.P256)
+	other := as[*ecdsa.PublicKey](generate(t, h, "other", hsmkey.P256).Public())
+	removePublic(t, h, made)
+	createPublic(t, h, other, "a stranger", string(made.ID()))
+	createPublic(t, h, as[*ecdsa.PublicKey](made.Public()), "mine   ", string(made.ID()))
 	if found := mustFind(t, h, hsmkey.Query{Label: "mine"}); !samePublic(found.Public(), made.Public()) {
 		t.Error("the stranger's public key was taken")
 	}
-	add("mine")
-	if _, err := h.Key(context.Background(), hsmkey.Query{Label: "mine"}); !errors.Is(err, hsmkey.ErrAmbiguous) {
-		t.Errorf("Key = %v, want ErrAmbiguous", err)
+}
+
+func TestKeysWithoutIDsAreNotTakenForEachOther(t *testing.T) {
+	test := testhsm.New(t)
+	for _, label := range []string{"mine", "other"} {
+		testhsm.PKCS11Tool(t, test, "--keypairgen", "--key-type", "EC:prime256v1", "--label", label)
+	}
+	h := open(t, config(test))
+	remove(t, h, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "mine"))
+	if err := h.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	c := config(test)
+	c.Pool.Wrap = func(m sessionpool.Module) sessionpool.Module { return listsAll{odd{m}} }
+	h = open(t, c)
+	mustFind(t, h, hsmkey.Query{Label: "other"})
+	if key, err := h.Key(context.Background(), hsmkey.Query{Label: "mine"}); !errors.Is(err, hsmkey.ErrKeyNotFound) {
+		t.Errorf("Key = %v, %v, want ErrKeyNotFound", key, err)
+	}
+}
+
+func TestAPublicKeyOfTheSameLabelWithAnotherIDIsNotTaken(t *testing.T) {
+	h := newHSM(t)
+	made := generate(t, h, "mine", hsmkey.P256)
+	other := as[*ecdsa.PublicKey](generate(t, h, "other", hsmkey.P256).Public())
+	removePublic(t, h, made)
+	createPublic(t, h, other, "mine", "another id")
+	if _, err := h.Key(context.Background(), hsmkey.Query{Label: "mine"}); !errors.Is(err, hsmkey.ErrKeyNotFound) {
+		t.Errorf("Key = %v, want ErrKeyNotFound", err)
+	}
+	createPublic(t, h, as[*ecdsa.PublicKey](made.Public()), "another label", string(made.ID()))
+	if found := mustFind(t, h, hsmkey.Query{Label: "mine"}); !samePublic(found.Public(), made.Public()) {
+		t.Error("another public key")
+	}
+}
+
+// privateTells has private EC objects that tell their public key by one attribute.
+type privateTells struct {
+	odd
+	attribute uint
+	value     *[]byte
+}
+
+func (o privateTells) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
+	i := slices.IndexFunc(a, func(a *pkcs11.Attribute) bool { return a.Type == o.attribute })
+	class, err := o.Module.GetAttributeValue(h, object, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, nil)})
+	if i < 0 || err != nil || !slices.Equal(class[0].Value, pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY).Value) {
+		return o.Module.GetAttributeValue(h, object, a)
+	}
+	others := slices.Delete(slices.Clone(a), i, i+1)
+	var got []*pkcs11.Attribute
+	if len(others) > 0 {
+		if got, err = o.Module.GetAttributeValue(h, object, others); err != nil {
+			return nil, err
+		}
+	}
+	return slices.Insert(got, i, pkcs11.NewAttribute(o.attribute, *o.value)), nil
+}
+
+func TestWhatAPrivateObjectTellsIsBelievedBeforeAPublicObjectOfItsName(t *testing.T) {
+	for name, attribute := range map[string]uint{"CKA_EC_POINT": pkcs11.CKA_EC_POINT, "CKA_PUBLIC_KEY_INFO": pkcs11.CKA_PUBLIC_KEY_INFO} {
+		t.Run(name, func(t *testing.T) {
+			var told []byte
+			h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
+				return privateTells{odd{m}, attribute, &told}
+			})
+			made := generate(t, h, "mine", hsmkey.P256)
+			bare, err := as[*ecdsa.PublicKey](made.Public()).Bytes()
+			if err == nil && attribute == pkcs11.CKA_EC_POINT {
+				told, err = asn1.Marshal(bare)
+			} else if err == nil {
+				told, err = x509.MarshalPKIXPublicKey(made.Public())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stale := &other.PublicKey
+			createPublic(t, h, stale, "mine", string(made.ID()))
+			for range 2 { // the second time the stale one alone
+				if found := mustFind(t, h, hsmkey.Query{Label: "mine"}); !samePublic(found.Public(), made.Public()) {
+					t.Error("the public object was believed")
+				}
+				removePublic(t, h, made)
+				createPublic(t, h, stale, "mine", string(made.ID()))
+			}
+		})
 	}
 }
 
