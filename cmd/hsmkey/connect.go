@@ -78,7 +78,11 @@ func (a *app) withHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 		return err
 	}
 	if config.Balance.Lists == "" && isSoftHSM(config.Pool.Module) {
-		return a.use(ctx, config, closeSoon, fn) // nothing of it outlives the process
+		h, err := open(ctx, config)
+		if err != nil {
+			return err
+		}
+		return fn(h) // nothing of it outlives the process, whose end is at hand
 	}
 	return a.with(ctx, config, closeSoon, fn)
 }
@@ -100,21 +104,7 @@ func (a *app) changeHSM(ctx context.Context, fn func(*hsmkey.HSM) error) error {
 // changed something.
 func (a *app) with(ctx context.Context, config hsmkey.Config, patience time.Duration, fn func(*hsmkey.HSM) error) error {
 	a.catchSignals()
-	return a.use(ctx, config, patience, fn)
-}
-
-// use opens an HSM, runs fn, and closes it.
-func (a *app) use(ctx context.Context, config hsmkey.Config, patience time.Duration, fn func(*hsmkey.HSM) error) error {
-	h, err := hsmkey.Open(ctx, config)
-	if errors.Is(err, hsmkey.ErrConfig) && config.Balance.Lists != "" {
-		return withHint(err, "a list has one endpoint a line, `ADDRESS PORT` or a PKCS#11 URI; see docs/load-balancing.md")
-	}
-	if errors.Is(err, hsmkey.ErrConfig) {
-		return withHint(err, "name the HSM with --module and --token, or make a token for development with `hsmkey init`")
-	}
-	if errors.Is(err, hsmkey.ErrSession) {
-		return withHint(err, "is the HSM up, and its library configured (SoftHSM2: SOFTHSM2_CONF, NSS: HSM_MODULE_ARGS)? `hsmkey doctor` shows more")
-	}
+	h, err := open(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -130,6 +120,20 @@ func (a *app) use(ctx context.Context, config hsmkey.Config, patience time.Durat
 		a.note("warning: closing the HSM: %v", err)
 	}
 	return result
+}
+
+// open opens an HSM.
+func open(ctx context.Context, config hsmkey.Config) (*hsmkey.HSM, error) {
+	h, err := hsmkey.Open(ctx, config)
+	switch {
+	case errors.Is(err, hsmkey.ErrConfig) && config.Balance.Lists != "":
+		err = withHint(err, "a list has one endpoint a line, `ADDRESS PORT` or a PKCS#11 URI; see docs/load-balancing.md")
+	case errors.Is(err, hsmkey.ErrConfig):
+		err = withHint(err, "name the HSM with --module and --token, or make a token for development with `hsmkey init`")
+	case errors.Is(err, hsmkey.ErrSession):
+		err = withHint(err, "is the HSM up, and its library configured (SoftHSM2: SOFTHSM2_CONF, NSS: HSM_MODULE_ARGS)? `hsmkey doctor` shows more")
+	}
+	return h, err
 }
 
 // config reads flags and environment.

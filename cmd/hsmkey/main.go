@@ -11,10 +11,26 @@ import (
 	"syscall"
 )
 
-func main() { os.Exit(process(os.Stdout, os.Stderr)) }
+func main() {
+	growStack()
+	os.Exit(process(os.Stdout, os.Stderr))
+}
+
+// growStack makes the stack as large as a command needs it while nothing is on it yet.
+// Else it grows several times, and each time all frames on it are looked up and moved.
+//
+//go:noinline
+func growStack() {
+	var room [24 << 10]byte
+	fill(&room)
+}
+
+//go:noinline
+func fill(*[24 << 10]byte) {}
 
 // process runs the program in its process.
 func process(stdout, stderr io.Writer) int {
+	scatter()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	catch := sync.OnceFunc(func() { catchSignals(cancel) })

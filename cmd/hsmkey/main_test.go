@@ -16,8 +16,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		os.Setenv("GORACE", "atexit_sleep_ms=0") //nolint:errcheck // it costs time at most
 	}
-	testscript.Main(m, map[string]func(){"hsmkey": observed})
+	testscript.Main(m, programs)
 }
+
+// programs are those that the test binary is, by their names.
+var programs = map[string]func(){"hsmkey": observed}
 
 // observed is main, with a copy of all output in the file TRANSCRIPT.
 func observed() {

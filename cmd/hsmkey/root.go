@@ -105,7 +105,6 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 		Example: `  hsmkey init
   hsmkey key generate demo --type ec:P-256
   hsmkey sign --key demo --claims '{"sub":"alice"}' --expires-in 1h`,
-		Version:           versionName(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
@@ -118,6 +117,9 @@ or ambiguous; 5 no session with the HSM; 6 the token does not verify.`,
 		if only < 0 || i == only {
 			root.AddCommand(b.make(a))
 		}
+	}
+	if only < 0 {
+		root.Version = versionName() // for --version
 	}
 	checkHelp(root)
 	return root
