@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -60,15 +59,14 @@ func (t token) remove(query Query) error {
 		}
 		return fmt.Errorf("deleting the key with %s on %s: %w", key, t.name, err)
 	}
-	// Another one's label may differ by its padding only.
-	exact := slices.ContainsFunc(public, func(o object) bool { return o.readable() && o.stored == key.stored })
+	ours := labelled(key, public)
 	var left error
 	for _, o := range public {
 		switch {
 		case !o.readable():
 			left = errors.Join(left, fmt.Errorf("the key with %s on %s is deleted, what may be its public key cannot be read: %w", key, t.name, o.odd))
 			continue
-		case o.label != key.label, exact && o.stored != key.stored:
+		case !ours(o):
 			continue
 		}
 		if err := t.module.DestroyObject(t.session, o.handle); err != nil {

@@ -256,6 +256,13 @@ func (t token) related(key object, class uint) ([]object, error) {
 	return found, err
 }
 
+// labelled returns what tells which of some objects have the label of a key: as it
+// stands there, or, if none has, but for the padding.
+func labelled(key object, objects []object) func(object) bool {
+	exact := slices.ContainsFunc(objects, func(o object) bool { return o.readable() && o.stored == key.stored })
+	return func(o object) bool { return o.label == key.label && (!exact || o.stored == key.stored) }
+}
+
 // theOne returns the only key that a query matches, proven by looking at all.
 func (t token) theOne(q Query) (object, error) {
 	found, err := t.candidates(q)

@@ -71,42 +71,40 @@ func (t token) namesake(key object) crypto.PublicKey {
 	return public
 }
 
-// choosePublic reads the public keys that claim to belong to a private key. If they
-// differ, those count whose label is the key's as it stands there, or, if there are
-// none, but for the padding; if these still differ, none does.
+// choosePublic reads the public keys that claim to belong to a private key. If
+// they differ, those with its label count; if these still differ, none does.
 func choosePublic(key object, objects []object, read func(object) (crypto.PublicKey, error)) (crypto.PublicKey, error) {
-	var all, labelled, padded []crypto.PublicKey
+	var told []object
+	var public []crypto.PublicKey // what they told
 	var odd error
 	for _, o := range objects {
-		public, err := crypto.PublicKey(nil), o.odd
+		one, err := crypto.PublicKey(nil), o.odd
 		if err == nil {
-			public, err = read(o)
+			one, err = read(o)
 		}
 		if err != nil {
 			odd = cmp.Or(odd, err)
 			continue
 		}
-		if public == nil || !sameKind(public, key.keyType) {
-			continue
-		}
-		all = addPublic(all, public)
-		switch {
-		case o.stored == key.stored:
-			labelled = addPublic(labelled, public)
-		case o.label == key.label:
-			padded = addPublic(padded, public)
+		if one != nil && sameKind(one, key.keyType) {
+			told, public = append(told, o), append(public, one)
 		}
 	}
-	if len(labelled) == 0 {
-		labelled = padded
+	ours := labelled(key, told)
+	var all, ofLabel []crypto.PublicKey
+	for i, o := range told {
+		all = addPublic(all, public[i])
+		if ours(o) {
+			ofLabel = addPublic(ofLabel, public[i])
+		}
 	}
 	switch {
 	case len(all) == 0:
 		return nil, odd
 	case len(all) == 1:
 		return all[0], nil
-	case len(labelled) == 1:
-		return labelled[0], nil
+	case len(ofLabel) == 1:
+		return ofLabel[0], nil
 	}
 	return nil, fmt.Errorf("%w: %d different public keys claim to belong to the private key with %s", ErrAmbiguous, len(all), key)
 }

@@ -177,7 +177,7 @@ func TestAPublicKeyThatCannotBeReadIsNotAMissingOne(t *testing.T) {
 func TestPublicKeyInfoIsReadWhereThereIsNothingElse(t *testing.T) {
 	var info []byte
 	h := wrapped(t, func(m sessionpool.Module) sessionpool.Module {
-		return answersInfo{odd{m}, &info}
+		return privateTells{odd{m}, pkcs11.CKA_PUBLIC_KEY_INFO, &info}
 	})
 	made := generate(t, h, "alone", hsmkey.P256)
 	var err error
@@ -192,19 +192,6 @@ func TestPublicKeyInfoIsReadWhereThereIsNothingElse(t *testing.T) {
 	if _, err := h.Key(context.Background(), hsmkey.Query{Label: "alone"}); !errors.Is(err, hsmkey.ErrKeyNotFound) {
 		t.Errorf("with half of it: %v, want ErrKeyNotFound", err)
 	}
-}
-
-// answersInfo answers CKA_PUBLIC_KEY_INFO, which SoftHSM2 leaves empty.
-type answersInfo struct {
-	odd
-	info *[]byte
-}
-
-func (o answersInfo) GetAttributeValue(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, a []*pkcs11.Attribute) ([]*pkcs11.Attribute, error) {
-	if len(*o.info) > 0 && a[0].Type == pkcs11.CKA_PUBLIC_KEY_INFO {
-		return []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_KEY_INFO, *o.info)}, nil
-	}
-	return o.Module.GetAttributeValue(h, object, a)
 }
 
 func TestDifferentPublicKeysOfOneKeyAreAmbiguousUnlessTheLabelDecides(t *testing.T) {

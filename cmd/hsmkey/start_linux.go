@@ -28,9 +28,10 @@ static const char *setting(char **args, const char *flag, const char *variable) 
 	return value != NULL && *value != 0 ? value : NULL;
 }
 
-// signs_in_process reports whether the process is `hsmkey sign` with SoftHSM2. Other
-// libraries may start threads and processes that would inherit what gather sets; HSMs
-// of a balance list are reached through goroutines beside the calls.
+// signs_in_process reports whether the process is `hsmkey sign` with SoftHSM2, which
+// isSoftHSM knows by the same name. Other libraries may start threads and processes
+// that would inherit what gather sets; HSMs of a balance list are reached through
+// goroutines beside the calls.
 static int signs_in_process(int argc, char **argv) {
 	if (argc < 2 || strcmp(argv[1], "sign") != 0)
 		return 0;
